@@ -1,0 +1,31 @@
+"""minigad: Generative Adversarial Distillation, from a toy on a CPU to a real student.
+
+The method is in two modules: `minigad.losses` (the maths) and `minigad.train` (the loop).
+Names below load on first use, so that `import minigad` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it
+_EXPORTS = {
+    "GADConfig": "config",
+    "PRESETS": "config",
+    "UserError": "config",
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

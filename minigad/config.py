@@ -1,0 +1,230 @@
+"""Every setting of a run, in one frozen dataclass, and the presets as data.
+
+Imports no torch: `import minigad` and `minigad --help` stay fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+__all__ = ["PRESETS", "GADConfig", "UserError", "get_preset", "make_config"]
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message is one sentence: where, which value, and what to do."""
+
+
+@dataclass(frozen=True)
+class GADConfig:
+    """All settings of warm-up, the adversarial game and the baselines.
+
+    Names are TRL's where the thing is the same. Lengths are in tokens, rates are per optimizer step.
+    An invalid value raises UserError when the object is made, not in step 300.
+    """
+
+    # models
+    student: str = "toy"  # "toy", "toy-large", a preset's short name, a local folder or a hub name
+    discriminator: str = "sequence"  # sequence | prefix | implicit
+    discriminator_model: str = ""  # a causal LM of its own; "" shares the student's base through an adapter
+    discriminator_scale: float = 1.0  # implicit only: score = scale * log-ratio; about 1/length for long texts
+    discriminator_against: str = "student"  # implicit only: the log-ratio's denominator, student | reference
+    lora_r: int = 0  # rank of the LoRA adapters; 0 trains all weights
+    lora_alpha: int = 32
+    lora_target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    dtype: str = "float32"  # of the base; adapters and heads are float32 always
+
+    # data
+    max_prompt_length: int = 2048
+    max_completion_length: int = 1536
+    overlong_prompts: str = "drop"  # drop | truncate_left; both are counted and reported
+    eval_fraction: float = 0.1  # share of prompts held out when no evaluation file is given
+
+    # warm-up: SFT on the teacher's text for the student, then Bradley-Terry on fresh samples for the discriminator
+    warmup_epochs: float = 1.0
+    warmup_learning_rate: float = 2e-4
+    warmup_batch_size: int = 8  # rows of a cross-entropy step
+    discriminator_sft_epochs: float = 0.0  # language-model fit to the teacher's text before the first comparison
+    discriminator_sft_learning_rate: float = 2e-4
+    discriminator_warmup_steps: int = 10
+
+    # the adversarial game
+    max_steps: int = 100
+    per_device_train_batch_size: int = 8  # B: prompts of a step (each gets num_generations completions)
+    num_generations: int = 8  # N
+    temperature: float = 1.0
+    learning_rate: float = 1e-4
+    discriminator_learning_rate: float = 1e-4
+    scale_rewards: str = "group"  # group: divide by the group's std (paper, Eq 6); none: centre only
+    beta: float = 0.001  # weight of the KL to the warmed-up student
+    epsilon: float = 0.2  # PPO clip; never binds with one update per rollout
+    sft_weight: float = 0.0  # cross-entropy on the teacher's text beside the policy loss
+    lr_final_fraction: float = 1.0  # the student's rate decays linearly to this fraction
+    ema_decay: float = 0.0  # >0 keeps an exponential moving average of the student; it replaces the student at the end
+    freeze_discriminator: bool = False  # the control of the paper's Fig 6
+
+    # baselines
+    seqkd_epochs: float = 3.0
+    seqkd_learning_rate: float = 2e-4
+    dpo_epochs: float = 1.0
+    dpo_beta: float = 0.1
+    dpo_learning_rate: float = 5e-5
+
+    # the run
+    max_grad_norm: float = 1.0
+    token_budget: int = 16384  # tokens of one forward and backward pass; only speed and memory depend on it
+    seed: int = 0
+    logging_steps: int = 1
+    eval_steps: int = 0  # 0: evaluate at the end only
+    save_steps: int = 0  # 0: save at the end only
+    output_dir: str = "run"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def replace(self, **changes: Any) -> GADConfig:
+        """Return a copy with some fields changed; an unknown field raises UserError with the nearest name."""
+        for name in changes:
+            if name not in _field_names():
+                raise UserError(f"unknown config field {name!r}{_nearest(name, _field_names())}")
+        return dataclasses.replace(self, **changes)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "discriminator": ("sequence", "prefix", "implicit"),
+    "discriminator_against": ("student", "reference"),
+    "overlong_prompts": ("drop", "truncate_left"),
+    "scale_rewards": ("group", "none"),
+    "dtype": ("float32", "bfloat16", "float16"),
+}
+
+# Inclusive bounds. A bound says what cannot work, not what is wise.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "discriminator_scale": (1e-6, 1e3),
+    "lora_r": (0, 1024),
+    "lora_alpha": (1, 4096),
+    "max_prompt_length": (1, 1 << 20),
+    "max_completion_length": (1, 1 << 20),
+    "eval_fraction": (0.0, 0.9),
+    "warmup_epochs": (0.0, 1e4),
+    "warmup_batch_size": (1, 1 << 20),
+    "discriminator_sft_epochs": (0.0, 1e4),
+    "discriminator_warmup_steps": (0, 1 << 31),
+    "max_steps": (0, 1 << 31),
+    "per_device_train_batch_size": (1, 1 << 20),
+    "num_generations": (2, 4096),
+    "temperature": (1e-3, 100.0),
+    "warmup_learning_rate": (0.0, 1.0),
+    "discriminator_sft_learning_rate": (0.0, 1.0),
+    "learning_rate": (0.0, 1.0),
+    "discriminator_learning_rate": (0.0, 1.0),
+    "seqkd_learning_rate": (0.0, 1.0),
+    "dpo_learning_rate": (0.0, 1.0),
+    "beta": (0.0, 100.0),
+    "epsilon": (1e-6, 10.0),
+    "sft_weight": (0.0, 100.0),
+    "lr_final_fraction": (0.0, 1.0),
+    "ema_decay": (0.0, 0.99999),
+    "seqkd_epochs": (0.0, 1e4),
+    "dpo_epochs": (0.0, 1e4),
+    "dpo_beta": (1e-6, 100.0),
+    "max_grad_norm": (1e-6, 1e6),
+    "token_budget": (1, 1 << 40),
+    "seed": (0, (1 << 32) - 1),
+    "logging_steps": (1, 1 << 31),
+    "eval_steps": (0, 1 << 31),
+    "save_steps": (0, 1 << 31),
+}
+
+
+def _field_names() -> list[str]:
+    return [field.name for field in dataclasses.fields(GADConfig)]
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(names))}"
+
+
+def _check(config: GADConfig) -> None:
+    hints = get_type_hints(GADConfig)
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        object.__setattr__(config, name, _typed(name, value, hints[name]))
+        value = getattr(config, name)
+        if name in CHOICES and value not in CHOICES[name]:
+            raise UserError(f"config field {name!r} is {value!r}; it must be one of {', '.join(CHOICES[name])}")
+        if name in BOUNDS and not BOUNDS[name][0] <= value <= BOUNDS[name][1]:
+            low, high = BOUNDS[name]
+            raise UserError(f"config field {name!r} is {value!r}; it must lie between {low:g} and {high:g}")
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """Return `value` if it has the field's type (an int may stand for a float, a list for a tuple), else raise."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if get_args(hint) and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    expected = tuple if get_args(hint) else hint
+    if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"config field {name!r} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}")
+    return value
+
+
+# A preset is data. Paper = arXiv 2511.10643, A.2; "measured" = chosen on a validation split by a script in benchmarks/.
+PRESETS: dict[str, GADConfig] = {
+    # The letters language of minigad.toy: full training of a 14k-parameter student on a CPU.
+    "toy": GADConfig(
+        student="toy",
+        discriminator="sequence",
+        discriminator_model="toy-large",
+        max_prompt_length=64,
+        max_completion_length=64,
+        warmup_epochs=30.0,
+        warmup_learning_rate=3e-3,
+        warmup_batch_size=64,
+        discriminator_sft_epochs=30.0,
+        discriminator_sft_learning_rate=3e-3,
+        discriminator_warmup_steps=100,
+        max_steps=400,
+        per_device_train_batch_size=16,
+        num_generations=8,
+        learning_rate=3e-4,
+        discriminator_learning_rate=3e-4,
+        lr_final_fraction=0.1,
+        seqkd_epochs=60.0,
+        seqkd_learning_rate=3e-3,
+        dpo_learning_rate=3e-4,
+        token_budget=65536,
+    ),
+    # A real pretrained student that a laptop CPU can train: LoRA on SmolLM2-135M-Instruct.
+    "smollm2-135m": GADConfig(
+        student="smollm2-135m",
+        discriminator="sequence",
+        lora_r=16,
+        lora_alpha=32,
+        dtype="bfloat16",
+        max_prompt_length=128,
+        max_completion_length=48,
+        warmup_epochs=1.0,
+        max_steps=30,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        temperature=0.7,
+        token_budget=4096,
+    ),
+}
+
+
+def get_preset(name: str) -> GADConfig:
+    """Return the preset of that name; an unknown name raises UserError with the nearest one."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}{_nearest(name, list(PRESETS))}")
+    return PRESETS[name]
+
+
+def make_config(preset: str, overrides: dict[str, Any]) -> GADConfig:
+    """Return `preset` with the fields of `overrides` changed, each checked."""
+    return get_preset(preset).replace(**overrides)

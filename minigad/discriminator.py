@@ -1,0 +1,155 @@
+"""Three discriminators behind one interface: a score for a completion, and rewards for its tokens.
+
+sequence  the paper's: a linear head on the last token's hidden state. All reward is on the last token.
+prefix    the same head at every token; a token's reward is the change of the score, so rewards sum to the score.
+implicit  no head: score = scale · (log p_φ(y|x) - log p_ref(y|x)) of a language model p_φ; dense rewards for free.
+          The Bradley-Terry optimum *is* such a log-ratio (see losses.bradley_terry_loss), so p_φ models the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minigad.chat import Prompt, Row, encode
+from minigad.config import GADConfig, UserError
+from minigad.losses import bradley_terry_loss, prefix_bradley_terry_loss
+from minigad.model import LanguageModel
+from minigad.student import Student, load_language_model
+
+__all__ = ["Discriminator", "Scores"]
+
+
+class Scores(NamedTuple):
+    """scores (R,) of whole completions; prefix_scores (R, T) after each token, or None; mask (R, T)."""
+
+    scores: Tensor
+    prefix_scores: Tensor | None
+    mask: Tensor
+
+    def detach(self) -> Scores:
+        """Return the same numbers without their graph."""
+        return Scores(self.scores.detach(), None if self.prefix_scores is None else self.prefix_scores.detach(), self.mask)
+
+    def take(self, rows: slice) -> Scores:
+        """Return some of the rows."""
+        prefix = None if self.prefix_scores is None else self.prefix_scores[rows]
+        return Scores(self.scores[rows], prefix, self.mask[rows])
+
+    def token_rewards(self) -> Tensor:
+        """Return rewards (R, T) that sum to the score of each row: changes of the prefix score, or all on the last token."""
+        if self.prefix_scores is None:
+            return last_token(self.scores, self.mask)
+        before = torch.nn.functional.pad(self.prefix_scores, (1, 0))[:, :-1]
+        return (self.prefix_scores - before) * self.mask
+
+
+def last_token(scores: Tensor, mask: Tensor) -> Tensor:
+    """Put each row's score (R,) on its last completion token: (R, T), zero elsewhere."""
+    out = torch.zeros(mask.shape, device=scores.device, dtype=scores.dtype)
+    return out.scatter(1, mask.sum(1, keepdim=True).to(scores.device) - 1, scores.unsqueeze(1))
+
+
+class Discriminator:
+    """A language model of its own adapter or of its own weights, read as a judge of (prompt, completion)."""
+
+    def __init__(self, language_model: LanguageModel, student: Student, config: GADConfig) -> None:
+        self.language_model = language_model
+        self.student = student
+        self.config = config
+        self.head: nn.Linear | None = None
+        if config.discriminator == "implicit":
+            _check_same_tokens(language_model, student)
+        else:
+            self.head = _zero_head(language_model)
+
+    @classmethod
+    def load(cls, config: GADConfig, student: Student) -> Discriminator:
+        """Make the discriminator that `config` asks for: on the student's base, or a model of its own."""
+        if not config.discriminator_model:
+            return cls(student.spawn("discriminator"), student, config)
+        tokenizer = student.tokenizer if config.student in ("toy", "toy-large") else None
+        own = load_language_model(config.discriminator_model, config, adapter="discriminator", tokenizer=tokenizer)
+        return cls(own, student, config)
+
+    def start_from_student(self) -> None:
+        """Copy the student's weights, as the paper does before the game; only where both have the same shape."""
+        assert not self.config.discriminator_model, self.config.discriminator_model
+        self.language_model.copy_from(self.student)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the weights that its optimizer trains."""
+        head = list(self.head.parameters()) if self.head is not None else []
+        return [*self.language_model.parameters().values(), *head]
+
+    def encode(self, prompts: Sequence[Prompt], texts: Sequence[str], finished: Sequence[bool]) -> list[Row]:
+        """Turn texts into rows, with this discriminator's tokenizer; the only way in, for either side's text."""
+        return [
+            encode(
+                self.language_model.tokenizer,
+                prompt,
+                text,
+                finished=done,
+                max_prompt_length=self.config.max_prompt_length,
+                max_completion_length=self.config.max_completion_length,
+            )
+            for prompt, text, done in zip(prompts, texts, finished, strict=True)
+        ]
+
+    def score(self, rows: Sequence[Row]) -> Scores:
+        """Score rows in one forward pass, with gradients unless under no_grad. Call inside `language_model.active`.
+
+        A score is unbounded and has meaning only against another of the same prompt.
+        """
+        if self.config.discriminator == "implicit":
+            ratios, mask = self._log_ratios(rows)
+            prefix_scores = ratios.cumsum(1) * mask
+            return Scores(ratios.sum(1), prefix_scores, mask)
+        assert self.head is not None
+        hidden, mask = self.language_model.completion_hidden(rows)
+        every = self.head(hidden.float()).squeeze(-1)
+        prefix_scores = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, every)
+        scores = prefix_scores.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+        return Scores(scores, prefix_scores if self.config.discriminator == "prefix" else None, mask)
+
+    def loss(self, teacher: Scores, student: Scores) -> Tensor:
+        """Bradley-Terry loss of B teacher completions against B·N student completions, mean over pairs."""
+        shape = (len(teacher.scores), -1)
+        if self.config.discriminator == "prefix":
+            assert teacher.prefix_scores is not None
+            assert student.prefix_scores is not None
+            time = (*shape, student.mask.shape[1])
+            return prefix_bradley_terry_loss(
+                teacher.prefix_scores, teacher.mask, student.prefix_scores.view(time), student.mask.view(time)
+            )
+        return bradley_terry_loss(teacher.scores, student.scores.view(shape))
+
+    def _log_ratios(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """scale · (log p_φ - log p_ref) per token. p_ref is never trained here; p_φ is compared at temperature 1."""
+        against = self.student if self.config.discriminator_against == "student" else self.student.reference
+        assert against is not None, "discriminator_against='reference' needs a frozen reference: run warmup first"
+        baseline = against.logprobs_of(rows, self.config.temperature, self.config.token_budget)
+        with self.language_model.active(train=torch.is_grad_enabled()):
+            values, mask = self.language_model.logprobs(rows)
+        return self.config.discriminator_scale * (values - baseline) * mask, mask
+
+
+def _zero_head(language_model: LanguageModel) -> nn.Linear:
+    """A float32 head that starts at zero: no text has a reward before the discriminator has learnt anything.
+
+    No bias: Bradley-Terry compares scores and cannot see one.
+    """
+    head = nn.Linear(language_model.hidden_size, 1, bias=False, device=language_model.device)
+    nn.init.zeros_(head.weight)
+    return head
+
+
+def _check_same_tokens(language_model: LanguageModel, student: Student) -> None:
+    if language_model.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise UserError(
+            "config field 'discriminator' is 'implicit', which compares token by token, but discriminator_model "
+            "has another tokenizer than the student; use 'sequence', or a model of the student's family"
+        )

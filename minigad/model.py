@@ -1,0 +1,169 @@
+"""One player's language model: all weights of a model, or one adapter on a base that the players share.
+
+Everything the loop asks of a network goes through here: hidden states from the backbone, log-probabilities of
+completion tokens (nothing of size rows x tokens x vocabulary is ever held), and switching between players.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from minigad.chat import Row
+
+__all__ = ["LanguageModel", "completion_mask", "split_rows"]
+
+# Completion tokens whose logits exist at one time; each chunk's logits are made again in the backward pass.
+LOGITS_CHUNK = 1024
+
+
+def split_rows(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Split rows into chunks of at most `token_budget` padded tokens, rows of like length together.
+
+    Returns lists of indices; a single row longer than the budget is a chunk of its own.
+    """
+    chunks: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not chunks or (len(chunks[-1]) + 1) * longest > token_budget:
+            chunks.append([])
+            longest = lengths[index]
+        chunks[-1].append(index)
+    return chunks
+
+
+def completion_mask(rows: Sequence[Row], length: int | None = None) -> Tensor:
+    """Return (R, T) booleans, True on completion tokens, left-aligned. Built from lengths: pad may equal the end token."""
+    lengths = torch.tensor([len(row.completion_ids) for row in rows])
+    return torch.arange(length or int(lengths.max())) < lengths.unsqueeze(1)
+
+
+class LanguageModel:
+    """A causal language model with its tokenizer; `adapter` names the LoRA adapter that is this player's own.
+
+    Players on one base share `model` and differ in `adapter`. They cannot share one *training* forward pass.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, adapter: str | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.adapter = adapter
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the backbone's hidden states."""
+        return int(self._causal_lm().config.hidden_size)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return this player's own weights by name: its adapter's, or all of them."""
+        mark = f".{self.adapter}."
+        return {k: p for k, p in self.model.named_parameters() if self.adapter is None or mark in k}
+
+    def spawn(self, adapter: str) -> LanguageModel:
+        """Return a new player that starts as an equal copy of this one: a second adapter, or a second model."""
+        if self.adapter is None:
+            return LanguageModel(copy.deepcopy(self.model), self.tokenizer)
+        with self.active(train=False):  # add_adapter moves grad flags of the others; active() puts them back
+            if adapter not in self.model.peft_config:
+                self.model.add_adapter(adapter, copy.deepcopy(self.model.peft_config[self.adapter]))
+        other = LanguageModel(self.model, self.tokenizer, adapter)
+        other.copy_from(self)
+        return other
+
+    def copy_from(self, other: LanguageModel) -> None:
+        """Overwrite this player's weights with those of `other`, which has the same shape."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.parameters().values(), other.parameters().values(), strict=True):
+                mine.copy_(theirs)
+
+    @contextmanager
+    def active(self, *, train: bool) -> Iterator[None]:
+        """Make this player's adapter the one in use, in train or eval mode; put everything back, whatever happens.
+
+        Restores adapter, every module's mode and every grad flag. The mode is set on every module: after peft has wrapped
+        a model its own flag says "training" while the base is in eval mode.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        before = self.model.active_adapter if self.adapter else None
+        try:
+            if self.adapter and before != self.adapter:
+                self.model.set_adapter(self.adapter)
+            if train:
+                for parameter in self.parameters().values():
+                    parameter.requires_grad_(True)
+            self.model.train(train)
+            yield
+        finally:
+            if self.adapter and before != self.adapter:
+                self.model.set_adapter(before)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode
+
+    def hidden(self, rows: Sequence[Row]) -> Tensor:
+        """Return the backbone's last hidden states (R, L, H) of prompts and completions, right-padded. No LM head."""
+        length = max(row.length for row in rows)
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        for i, row in enumerate(rows):
+            ids[i, : row.length] = torch.tensor(row.prompt_ids + row.completion_ids)
+        # No attention mask: padding is on the right and attention is causal, so no real token sees it.
+        backbone = self._causal_lm().base_model
+        return backbone(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+
+    def completion_hidden(self, rows: Sequence[Row], shift: int = 0) -> tuple[Tensor, Tensor]:
+        """Return (M, H) hidden states at each completion token (shift 0) or at the token before it (shift -1), and the mask (R, T)."""
+        hidden = self.hidden(rows)
+        mask = completion_mask(rows).to(hidden.device)
+        starts = torch.tensor([len(row.prompt_ids) for row in rows], device=hidden.device)
+        assert bool((starts + shift >= 0).all()), "a prompt without tokens has nothing to predict the first token from"
+        row_index, token_index = mask.nonzero(as_tuple=True)
+        return hidden[row_index, starts[row_index] + token_index + shift], mask
+
+    def logprobs(self, rows: Sequence[Row], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities of the completion tokens at that sampling temperature, and the mask: both (R, T).
+
+        float32, zero on padding. Carries gradients unless called under no_grad. Call inside `active`.
+        """
+        hidden, mask = self.completion_hidden(rows, shift=-1)
+        targets = torch.tensor([token for row in rows for token in row.completion_ids], device=hidden.device)
+        head = self._causal_lm().get_output_embeddings()
+        chunks = zip(hidden.split(LOGITS_CHUNK), targets.split(LOGITS_CHUNK), strict=True)
+        values = torch.cat([_chunk_logprobs(head, h, t, temperature) for h, t in chunks])
+        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values), mask
+
+    @torch.no_grad()
+    def logprobs_of(self, rows: Sequence[Row], temperature: float = 1.0, token_budget: int = 16384) -> Tensor:
+        """Return log-probabilities (R, T) without gradients, in eval mode, split by the token budget."""
+        out = torch.zeros(completion_mask(rows).shape, device=self.device)
+        with self.active(train=False):
+            for chunk in split_rows([row.length for row in rows], token_budget):
+                values, mask = self.logprobs([rows[i] for i in chunk], temperature)
+                out[chunk, : mask.shape[1]] = values
+        return out
+
+    def _causal_lm(self) -> Any:
+        return self.model.get_base_model() if self.adapter else self.model
+
+
+def _chunk_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return checkpoint(_token_logprobs, head, hidden, targets, temperature, use_reentrant=False)
+    return _token_logprobs(head, hidden, targets, temperature)
+
+
+def _token_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    return -F.cross_entropy(head(hidden).float() / temperature, targets, reduction="none")

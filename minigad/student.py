@@ -1,0 +1,123 @@
+"""The student: loading it, its adapter, its frozen reference, and saving it as a folder that others can load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigad.chat import Prompt
+from minigad.config import GADConfig, UserError
+from minigad.model import LanguageModel
+from minigad.rollout import Rollouts, generate
+from minigad.toy.model import TOY_SIZES, toy_model, toy_tokenizer
+
+__all__ = ["Student", "load_language_model"]
+
+
+class Student(LanguageModel):
+    """The model that is trained. On top of a LanguageModel it samples, keeps a reference, and can be saved."""
+
+    reference: LanguageModel | None = None
+
+    @classmethod
+    def load(cls, config: GADConfig, *, tokenizer: Any = None) -> Student:
+        """Load `config.student`, with a fresh LoRA adapter if `config.lora_r` > 0.
+
+        `tokenizer` is for the toy only, which has none of its own: default one over bytes, which spell any text.
+        """
+        loaded = load_language_model(config.student, config, adapter="student", tokenizer=tokenizer)
+        return cls(loaded.model, loaded.tokenizer, loaded.adapter)
+
+    def freeze_reference(self) -> LanguageModel:
+        """Keep a frozen copy of the student as it is now: the policy that the KL term holds on to.
+
+        Not "adapter off": that would be the model before warm-up, another policy.
+        """
+        if self.reference is None:
+            self.reference = self.spawn("reference")
+        self.reference.copy_from(self)
+        for parameter in self.reference.parameters().values():
+            parameter.requires_grad_(False)
+        return self.reference
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        config: GADConfig,
+        *,
+        seed: int,
+        num_generations: int = 1,
+        temperature: float | None = None,
+    ) -> Rollouts:
+        """Sample completions with the config's lengths; `temperature` None takes the config's, 0 is greedy."""
+        return generate(
+            self,
+            prompts,
+            num_generations=num_generations,
+            temperature=config.temperature if temperature is None else temperature,
+            max_prompt_length=config.max_prompt_length,
+            max_completion_length=config.max_completion_length,
+            seed=seed,
+            token_budget=config.token_budget,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the student as a plain PEFT adapter, or as a transformers folder if all its weights are trained."""
+        folder = Path(folder)
+        if self.adapter is None:
+            self.model.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder, selected_adapters=[self.adapter])
+            _lift(folder / self.adapter, folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _lift(inner: Path, folder: Path) -> None:
+    """Move an adapter's files up one level: peft puts a named adapter in a folder of its own."""
+    for path in inner.iterdir():
+        path.replace(folder / path.name)
+    inner.rmdir()
+
+
+def load_language_model(name: str, config: GADConfig, *, adapter: str, tokenizer: Any = None) -> LanguageModel:
+    """Load a model by name, with a fresh LoRA adapter called `adapter` if `config.lora_r` > 0."""
+    if name in TOY_SIZES:
+        tokenizer = tokenizer or toy_tokenizer()
+        model = toy_model(name, tokenizer, config.seed)
+    else:
+        from minigad import hub
+
+        folder = hub.resolve(name)
+        tokenizer = hub.load_tokenizer(folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = hub.load_model(folder, getattr(torch, config.dtype), device)
+    if config.lora_r == 0:
+        return LanguageModel(model, tokenizer)
+    return LanguageModel(_with_adapter(model, config, adapter), tokenizer, adapter)
+
+
+def _with_adapter(model: Any, config: GADConfig, adapter: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        target_modules=list(config.lora_target_modules),
+        lora_dropout=0.0,  # dropout would make the ratio of GRPO differ from 1 for no reason
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            # autocast_adapter_dtype keeps the adapter in float32 over a bf16 base: bf16 rounds small updates away.
+            return get_peft_model(model, lora, adapter_name=adapter, autocast_adapter_dtype=True)
+        except ValueError as error:
+            known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+            raise UserError(
+                f"config field 'lora_target_modules' is {config.lora_target_modules!r}, which this model does not have; "
+                f"its linear layers are {', '.join(known)}"
+            ) from error

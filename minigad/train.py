@@ -1,0 +1,414 @@
+"""The loop: warm-up, the adversarial game, and the baselines it must beat, as generators that yield metrics.
+
+    for metrics in gad(student, discriminator, dataset, config): ...
+
+The caller may plot, inspect or stop between any two steps. Every batch and every sample depends on (seed, phase, step)
+alone, never on what ran before. Where we depart from the paper (arXiv 2511.10643):
+
+1. Warm-up trains the student first and the discriminator then, on samples of the warmed-up student, not both at once:
+   early samples of an untrained student teach the discriminator what it will never meet again.
+2. Rewards are the scores of the discriminator's own training forward pass, before its update: the paper's order
+   (old D scores, then D learns), at the price of one pass instead of two.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigad.chat import Prompt, Row, encode
+from minigad.config import GADConfig
+from minigad.data import batch_indices
+from minigad.discriminator import Discriminator, Scores, last_token
+from minigad.losses import dpo_loss, grpo_loss, kl_k3, sft_loss, token_advantages
+from minigad.model import LanguageModel, completion_mask, split_rows
+from minigad.rollout import Rollouts
+from minigad.student import Student
+
+__all__ = ["Metrics", "gad", "seqkd", "soda", "warmup"]
+
+Metrics = dict[str, Any]
+
+
+def warmup(student: Student, discriminator: Discriminator, dataset: Any, config: GADConfig) -> Iterator[Metrics]:
+    """Prepare both players: SFT of the student on the teacher's text, then Bradley-Terry on its fresh samples.
+
+    Phases: "warmup" (student), "discriminator_sft" (its language model, if asked for), "discriminator_warmup".
+    At the end the student's frozen copy becomes `student.reference` (the KL's, and the implicit score's if asked for).
+    """
+    yield from _sft(student, dataset, config, "warmup", config.warmup_epochs, config.warmup_learning_rate)
+    student.freeze_reference()
+    if not config.discriminator_model:
+        discriminator.start_from_student()
+    yield from _sft(
+        discriminator.language_model,
+        dataset,
+        config,
+        "discriminator_sft",
+        config.discriminator_sft_epochs,
+        config.discriminator_sft_learning_rate,
+    )
+    optimizer = _adamw(discriminator.parameters(), config.discriminator_learning_rate)
+    for step in range(config.discriminator_warmup_steps):
+        started = time.perf_counter()
+        prompts, completions = _batch(dataset, step, config.per_device_train_batch_size, _seed(config, "warmup-d"))
+        rollouts = _rollouts(student, prompts, config, "discriminator_warmup", step)
+        _, metrics = discriminator_step(discriminator, optimizer, rollouts, completions)
+        yield {"phase": "discriminator_warmup", "step": step + 1, **metrics, **_cost(rollouts.rows, started)}
+
+
+def gad(
+    student: Student, discriminator: Discriminator, dataset: Any, config: GADConfig, eval_dataset: Any = None
+) -> Iterator[Metrics]:
+    """Play the game: each step one update of the discriminator and one of the student (arXiv 2511.10643, Eq 1).
+
+    Call `warmup` first. `config.freeze_discriminator` keeps the discriminator as warm-up left it. With `config.eval_steps` and
+    `eval_dataset`, every so often the discriminator is also measured on held-out prompts. Yields one dict a step.
+    """
+    if student.reference is None:
+        student.freeze_reference()
+    player = _adamw(list(student.parameters().values()), config.learning_rate)
+    judge = _adamw(discriminator.parameters(), config.discriminator_learning_rate)
+    average = _Average(student, config.ema_decay)
+    for step in range(config.max_steps):
+        started = time.perf_counter()
+        _set_rate(player, config.learning_rate, step, config.max_steps, config.lr_final_fraction)
+        prompts, completions = _batch(dataset, step, config.per_device_train_batch_size, _seed(config, "gad"))
+        rollouts = _rollouts(student, prompts, config, "gad", step)
+        optimizer = None if config.freeze_discriminator else judge
+        rewards, metrics = discriminator_step(discriminator, optimizer, rollouts, completions)
+        advantages = _advantages(rewards, rollouts, config)
+        teacher = _encode(student, prompts, completions, config) if config.sft_weight else []
+        metrics |= student_step(student, player, rollouts.rows, advantages, config, teacher)
+        average.update(student)
+        metrics |= _completion_metrics(rollouts) | _cost(rollouts.rows, started)
+        metrics["samples"] = _samples(rollouts, completions, rewards.sum(1))
+        if eval_dataset is not None and config.eval_steps and (step + 1) % config.eval_steps == 0:
+            metrics |= _held_out(student, discriminator, eval_dataset, config, step)
+        yield {"phase": "gad", "step": step + 1, **metrics}
+    average.install(student)
+
+
+def seqkd(student: Student, dataset: Any, config: GADConfig) -> Iterator[Metrics]:
+    """Train the student by cross-entropy on the teacher's text alone (sequence-level distillation, arXiv 1606.07947)."""
+    yield from _sft(student, dataset, config, "seqkd", config.seqkd_epochs, config.seqkd_learning_rate)
+
+
+def soda(student: Student, dataset: Any, config: GADConfig) -> Iterator[Metrics]:
+    """Train by SFT, then by DPO with the teacher's text chosen and one static sample of the student rejected.
+
+    arXiv 2604.03873. The samples are drawn once, after SFT, at the config's temperature; the reference is the SFT student.
+    """
+    yield from _sft(student, dataset, config, "warmup", config.warmup_epochs, config.warmup_learning_rate)
+    reference = student.freeze_reference()
+    prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
+    chosen = _encode(student, prompts, completions, config)
+    rejected = _rollouts(student, prompts, config, "soda", 0, num_generations=1).rows
+    parameters = list(student.parameters().values())
+    optimizer = _adamw(parameters, config.dpo_learning_rate)
+    steps = _num_steps(config.dpo_epochs, len(chosen), config.warmup_batch_size)
+    for step in range(steps):
+        started = time.perf_counter()
+        _set_rate(optimizer, config.dpo_learning_rate, step, steps, config.lr_final_fraction)
+        indices = batch_indices(step, len(chosen), config.warmup_batch_size, _seed(config, "dpo"))
+        pairs = [chosen[i] for i in indices], [rejected[i] for i in indices]
+        metrics = _dpo_step(student, reference, *pairs, config)
+        metrics["grad_norm"] = _update(optimizer, parameters, config)
+        yield {"phase": "dpo", "step": step + 1, **metrics, **_cost([*pairs[0], *pairs[1]], started)}
+
+
+def discriminator_step(
+    discriminator: Discriminator, optimizer: torch.optim.Optimizer | None, rollouts: Rollouts, completions: Sequence[str]
+) -> tuple[Tensor, Metrics]:
+    """Score the rollouts and, with an optimizer, take one Bradley-Terry step on the same forward pass.
+
+    Returns rewards (R, T) for the tokens *as sampled*, detached, from before the update, and metrics. Whole groups go through
+    together (teacher and its N rivals), split by the token budget; the loss is the mean over the step's pairs.
+    """
+    config, num = discriminator.config, rollouts.num_generations
+    teacher_rows = discriminator.encode(rollouts.prompts, completions, [True] * len(completions))
+    prompts = [prompt for prompt in rollouts.prompts for _ in range(num)]
+    student_rows = discriminator.encode(prompts, rollouts.texts, rollouts.finished)
+    groups = [[row, *student_rows[i * num : (i + 1) * num]] for i, row in enumerate(teacher_rows)]
+    chunks = split_rows([(num + 1) * max(row.length for row in group) for group in groups], config.token_budget)
+    scored: dict[int, tuple[Scores, Scores]] = {}
+    loss_sum = 0.0
+    with torch.set_grad_enabled(optimizer is not None), discriminator.language_model.active(train=optimizer is not None):
+        for chunk in chunks:
+            rows = [groups[i][0] for i in chunk] + [row for i in chunk for row in groups[i][1:]]
+            scores = discriminator.score(rows)
+            teacher, student = scores.take(slice(0, len(chunk))), scores.take(slice(len(chunk), None))
+            loss = discriminator.loss(teacher, student) * len(chunk) / len(groups)
+            if optimizer is not None:
+                loss.backward()
+            loss_sum += loss.item()
+            for k, i in enumerate(chunk):
+                group = slice(k * num, (k + 1) * num)
+                scored[i] = teacher.take(slice(k, k + 1)).detach(), student.take(group).detach()
+    teacher_scores = torch.cat([scored[i][0].scores for i in range(len(groups))])
+    student_scores = torch.stack([scored[i][1].scores for i in range(len(groups))])
+    rewards = _align([scored[i][1] for i in range(len(groups))], student_rows, rollouts.rows)
+    metrics = _discriminator_metrics(teacher_scores, student_scores, teacher_rows, student_rows) | {
+        "discriminator/loss": loss_sum,
+        "frac_retokenized": _mean([a.completion_ids != b.completion_ids for a, b in zip(student_rows, rollouts.rows, strict=True)]),
+    }
+    if optimizer is not None:
+        metrics["discriminator/grad_norm"] = _update(optimizer, discriminator.parameters(), config)
+    return rewards, metrics
+
+
+def student_step(
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[Row],
+    advantages: Tensor,
+    config: GADConfig,
+    teacher_rows: Sequence[Row] = (),
+) -> Metrics:
+    """Take one policy-gradient step on sampled rows with per-token advantages (R, T); split by the token budget.
+
+    `teacher_rows` adds config.sft_weight times their cross-entropy. With beta = 0 the reference is not run at all.
+    """
+    num_tokens = sum(len(row.completion_ids) for row in rows)
+    ref_logprobs = None
+    if config.beta > 0:
+        assert student.reference is not None
+        ref_logprobs = student.reference.logprobs_of(rows, config.temperature, config.token_budget)
+    loss_sum, kl_sum, entropy_sum = 0.0, 0.0, 0.0
+    with student.active(train=True):
+        for chunk in split_rows([row.length for row in rows], config.token_budget):
+            logprobs, mask = student.logprobs([rows[i] for i in chunk], config.temperature)
+            width = mask.shape[1]
+            ref = None if ref_logprobs is None else ref_logprobs[chunk, :width]
+            loss = grpo_loss(
+                logprobs,
+                advantages[chunk, :width],
+                mask,
+                ref_logprobs=ref,
+                beta=config.beta,
+                epsilon=config.epsilon,
+                num_tokens=num_tokens,
+            )
+            loss.backward()
+            loss_sum += loss.item()
+            entropy_sum -= logprobs.detach()[mask].sum().item()
+            kl_sum += 0.0 if ref is None else kl_k3(logprobs.detach(), ref)[mask].sum().item()
+        sft = _sft_backward(student, teacher_rows, config.sft_weight, config.token_budget) if teacher_rows else 0.0
+    metrics = {"loss": loss_sum + config.sft_weight * sft, "entropy": entropy_sum / num_tokens}
+    if config.beta > 0:
+        metrics["kl"] = kl_sum / num_tokens
+    if teacher_rows:
+        metrics["sft_loss"] = sft
+    metrics["grad_norm"] = _update(optimizer, list(student.parameters().values()), config)
+    metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+    return metrics
+
+
+def _sft(
+    model: LanguageModel, dataset: Any, config: GADConfig, phase: str, epochs: float, learning_rate: float
+) -> Iterator[Metrics]:
+    rows = _encode(model, list(dataset["prompt"]), list(dataset["completion"]), config)
+    parameters = list(model.parameters().values())
+    optimizer = _adamw(parameters, learning_rate)
+    steps = _num_steps(epochs, len(rows), config.warmup_batch_size)
+    for step in range(steps):
+        started = time.perf_counter()
+        _set_rate(optimizer, learning_rate, step, steps, config.lr_final_fraction)
+        batch = [rows[i] for i in batch_indices(step, len(rows), config.warmup_batch_size, _seed(config, phase))]
+        with model.active(train=True):
+            loss = _sft_backward(model, batch, 1.0, config.token_budget)
+        grad_norm = _update(optimizer, parameters, config)
+        rate = optimizer.param_groups[0]["lr"]
+        yield {"phase": phase, "step": step + 1, "loss": loss, "grad_norm": grad_norm, "learning_rate": rate, **_cost(batch, started)}
+
+
+def _sft_backward(model: LanguageModel, rows: Sequence[Row], weight: float, token_budget: int) -> float:
+    """Add the gradient of weight · cross-entropy and return the cross-entropy, nats a token."""
+    num_tokens = sum(len(row.completion_ids) for row in rows)
+    total = 0.0
+    for chunk in split_rows([row.length for row in rows], token_budget):
+        loss = sft_loss(*model.logprobs([rows[i] for i in chunk]), num_tokens=num_tokens)
+        (weight * loss).backward()
+        total += loss.item()
+    return total
+
+
+def _dpo_step(
+    student: Student, reference: LanguageModel, chosen: Sequence[Row], rejected: Sequence[Row], config: GADConfig
+) -> Metrics:
+    """Add the gradient of the DPO loss over pairs; pairs are split by the token budget."""
+    lengths = [2 * max(a.length, b.length) for a, b in zip(chosen, rejected, strict=True)]
+    loss_sum, correct = 0.0, 0.0
+    for chunk in split_rows(lengths, config.token_budget):
+        rows = [chosen[i] for i in chunk] + [rejected[i] for i in chunk]
+        ref = reference.logprobs_of(rows, token_budget=config.token_budget).sum(1).chunk(2)
+        with student.active(train=True):
+            new = student.logprobs(rows)[0].sum(1).chunk(2)
+            loss = dpo_loss(*new, *ref, beta=config.dpo_beta) * len(chunk) / len(chosen)
+            loss.backward()
+        loss_sum += loss.item()
+        correct += (new[0] - ref[0] > new[1] - ref[1]).float().sum().item()
+    return {"loss": loss_sum, "rewards/accuracies": correct / len(chosen)}
+
+
+def _align(groups: Sequence[Scores], scored_rows: Sequence[Row], sampled_rows: Sequence[Row]) -> Tensor:
+    """Give the discriminator's rewards to the tokens that the student sampled: (R, T).
+
+    The discriminator reads text. Where its tokens are not those that were sampled (another tokenizer, an odd spelling),
+    the completion's whole score goes to the last token: less dense, but never given to the wrong token.
+    """
+    mask = completion_mask(sampled_rows).to(groups[0].scores.device)
+    rewards = torch.zeros(mask.shape, device=mask.device)
+    num = len(groups[0].scores)
+    for g, group in enumerate(groups):
+        dense, whole = group.token_rewards(), last_token(group.scores, mask[g * num : (g + 1) * num])
+        for n in range(num):
+            i = g * num + n
+            length = len(sampled_rows[i].completion_ids)
+            same = scored_rows[i].completion_ids == sampled_rows[i].completion_ids
+            rewards[i, :length] = dense[n, :length] if same else whole[n, :length]
+    return rewards
+
+
+def _advantages(rewards: Tensor, rollouts: Rollouts, config: GADConfig) -> Tensor:
+    shape = (-1, rollouts.num_generations, rewards.shape[1])
+    mask = completion_mask(rollouts.rows).to(rewards.device)
+    return token_advantages(rewards.view(shape), mask.view(shape), config.scale_rewards).view(rewards.shape)
+
+
+def _discriminator_metrics(
+    teacher_scores: Tensor, student_scores: Tensor, teacher_rows: Sequence[Row], student_rows: Sequence[Row]
+) -> Metrics:
+    margin = teacher_scores.unsqueeze(1) - student_scores
+    num = student_scores.shape[1]
+    same = torch.tensor([row == teacher_rows[i // num] for i, row in enumerate(student_rows)]).view(margin.shape)
+    spread = student_scores.std(1)
+    return {
+        "reward": student_scores.mean().item(),
+        "reward_std": spread.mean().item(),
+        "frac_reward_zero_std": (spread < 1e-6).float().mean().item(),
+        # ties count half: an accuracy of 0.5 is chance whatever the number of ties
+        "discriminator/accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item(),
+        "discriminator/margin": margin.mean().item(),
+        "discriminator/length_corr": _correlation([len(row.completion_ids) for row in student_rows], student_scores.flatten()),
+        "discriminator/identical_pairs": same.float().mean().item(),
+        "discriminator/identical_text_gap": margin[same.to(margin.device)].abs().max().item() if same.any() else 0.0,
+    }
+
+
+def _correlation(lengths: Sequence[int], scores: Tensor) -> float:
+    """Pearson's correlation of completion length and score; 0 where either does not vary."""
+    pair = torch.stack([torch.tensor(lengths, dtype=torch.float64), scores.double().cpu()])
+    centred = pair - pair.mean(1, keepdim=True)
+    norm = centred.norm(dim=1).prod()
+    return (centred[0] @ centred[1] / norm).item() if norm > 0 else 0.0
+
+
+def _completion_metrics(rollouts: Rollouts) -> Metrics:
+    lengths = [len(row.completion_ids) for row in rollouts.rows]
+    return {
+        "completions/mean_length": _mean(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": 1 - _mean(rollouts.finished),
+    }
+
+
+def _held_out(student: Student, discriminator: Discriminator, dataset: Any, config: GADConfig, step: int) -> Metrics:
+    """Measure the discriminator on prompts that neither player trains on."""
+    size = min(len(dataset), config.per_device_train_batch_size * 2)
+    prompts, completions = _batch(dataset, step, size, _seed(config, "held-out"))
+    rollouts = _rollouts(student, prompts, config, "held-out", step)
+    _, metrics = discriminator_step(discriminator, None, rollouts, completions)
+    return {"discriminator/accuracy_eval": metrics["discriminator/accuracy"]}
+
+
+def _samples(rollouts: Rollouts, completions: Sequence[str], scores: Tensor) -> list[dict[str, Any]]:
+    """The step's first group, for samples.jsonl and for the reader's eye."""
+    num = rollouts.num_generations
+    return [
+        {"prompt": rollouts.prompts[0], "teacher": completions[0], "student": text, "score": score}
+        for text, score in zip(rollouts.texts[:num], scores[:num].tolist(), strict=True)
+    ]
+
+
+def _rollouts(
+    student: Student, prompts: Sequence[Prompt], config: GADConfig, phase: str, step: int, num_generations: int | None = None
+) -> Rollouts:
+    seed = _seed(config, f"{phase}/{step}")
+    return student.generate(prompts, config, seed=seed, num_generations=num_generations or config.num_generations)
+
+
+def _encode(model: LanguageModel, prompts: Sequence[Prompt], completions: Sequence[str], config: GADConfig) -> list[Row]:
+    return [
+        encode(
+            model.tokenizer,
+            prompt,
+            completion,
+            max_prompt_length=config.max_prompt_length,
+            max_completion_length=config.max_completion_length,
+        )
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _batch(dataset: Any, step: int, size: int, seed: int) -> tuple[list[Prompt], list[str]]:
+    rows = dataset[batch_indices(step, len(dataset), size, seed)]
+    return rows["prompt"], rows["completion"]
+
+
+def _seed(config: GADConfig, purpose: str) -> int:
+    """One stream of randomness for each purpose: a change in one phase leaves the others' draws alone."""
+    return zlib.crc32(f"{config.seed}/{purpose}".encode())
+
+
+def _num_steps(epochs: float, num_rows: int, batch_size: int) -> int:
+    return round(epochs * num_rows / batch_size)
+
+
+def _adamw(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, final_fraction: float) -> None:
+    optimizer.param_groups[0]["lr"] = rate * (1 - (1 - final_fraction) * step / max(steps - 1, 1))
+
+
+def _update(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], config: GADConfig) -> float:
+    """Clip the gradient, step, clear; return the norm before clipping. A norm that is not finite stops the run."""
+    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+    if not norm < float("inf"):
+        raise FloatingPointError(f"gradient norm is {norm}: nothing was updated; a lower learning rate is the first thing to try")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+class _Average:
+    """An exponential moving average of the student's weights, off at decay 0."""
+
+    def __init__(self, student: Student, decay: float) -> None:
+        self.decay = decay
+        self.weights = [p.detach().clone() for p in student.parameters().values()] if decay else []
+
+    def update(self, student: Student) -> None:
+        for average, weight in zip(self.weights, student.parameters().values(), strict=False):
+            average.lerp_(weight.detach(), 1 - self.decay)
+
+    def install(self, student: Student) -> None:
+        for average, weight in zip(self.weights, student.parameters().values(), strict=False):
+            weight.data.copy_(average)
+
+
+def _cost(rows: Sequence[Row], started: float) -> Metrics:
+    tokens, seconds = sum(len(row.completion_ids) for row in rows), time.perf_counter() - started
+    return {"num_tokens": tokens, "step_time": seconds, "tokens_per_second": tokens / seconds}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
