@@ -87,11 +87,13 @@ def load_pairs(source: str | os.PathLike[str] | Dataset | list[dict[str, Any]]) 
     pairs: dict[tuple[str, str], tuple[Prompt, str]] = {}
     extra: Counter[str] = Counter()
     rows_read = 0
+    conversations = False
     for where, row in _rows(source):
         form = _form(where, row)
         prompt, completion = _pair(where, row, form)
         pairs.setdefault((prompt_key(prompt), completion), (prompt, completion))
         extra.update(_extra_columns(row, form))
+        conversations |= isinstance(prompt, list)
         rows_read += 1
     if not pairs:
         raise UserError(f"{_name(source)}: there are no rows in it; give at least one row with {FORMS_IN_WORDS}")
@@ -105,7 +107,11 @@ def load_pairs(source: str | os.PathLike[str] | Dataset | list[dict[str, Any]]) 
         prompts_with_several=sum(count > 1 for count in per_prompt.values()),
         extra_columns=dict(extra),
     )
-    return Dataset.from_list(_alike(list(pairs.values()))), report
+    rows = [
+        {"prompt": _as_messages(prompt) if conversations else prompt, "completion": completion}
+        for prompt, completion in pairs.values()
+    ]
+    return Dataset.from_list(rows), report
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -178,7 +184,8 @@ def batch_indices(step: int, num_rows: int, batch_size: int, seed: int) -> list[
     once an epoch. Every batch is full, so one may straddle two epochs, and may then hold a row twice.
     Raises UserError if `batch_size` is above `num_rows`.
     """
-    assert step >= 0 and batch_size >= 1, (step, batch_size)
+    assert step >= 0, step
+    assert batch_size >= 1, batch_size
     if batch_size > num_rows:
         raise UserError(
             f"a batch of {batch_size} rows is more than the {num_rows} rows there are; "
@@ -262,8 +269,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     # In binary: text mode would also break lines at a lone carriage return, and could not name the byte of an error.
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
-            text = _decode(path, number, raw)
-            if not text.strip():
+            text = _decode(path, number, raw).rstrip()  # a line break left on would count as a line in errors
+            if not text:
                 continue
             remedy = "each line must be one whole JSON object (name a file that is one JSON list .json)"
             if not raw.endswith(b"\n"):
@@ -394,7 +401,7 @@ def _text(where: str, field: str, value: Any, empty: bool = False) -> str:
 
 
 def _bad_character(text: str) -> int | None:
-    """Return the position of a NUL or a lone surrogate: no file in UTF-8 and no tokenizer can hold them."""
+    """Return the position of the first lone surrogate (UTF-8 cannot hold it) or NUL (C code ends a text there)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -413,19 +420,16 @@ def _extra_columns(row: dict[str, Any], form: tuple[str, ...]) -> set[str]:
     }
 
 
-def _alike(pairs: list[tuple[Prompt, str]]) -> list[dict[str, Any]]:
-    if all(isinstance(prompt, str) for prompt, _ in pairs):
-        return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
-    return [{"prompt": _as_messages(prompt), "completion": completion} for prompt, completion in pairs]
-
-
 def _as_messages(prompt: Prompt) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _short(value: Any) -> str:
-    """Return a value's repr, shortened, on one line: a repr escapes line breaks and surrogates."""
-    return _REPR.repr(value)
+    """Return a value's repr, shortened, on one line."""
+    try:
+        return _REPR.repr(value).replace("\n", " ")
+    except ValueError:  # an integer of more than 4300 digits
+        return f"a {type(value).__name__} too long to print"
 
 
 # --- hashes and permutations ---

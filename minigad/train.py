@@ -30,7 +30,7 @@ from minigad.model import LanguageModel, completion_mask, split_rows
 from minigad.rollout import Rollouts
 from minigad.student import Student
 
-__all__ = ["Metrics", "gad", "seqkd", "soda", "warmup"]
+__all__ = ["Metrics", "fit_teacher_text", "gad", "seqkd", "soda", "warmup"]
 
 Metrics = dict[str, Any]
 
@@ -41,11 +41,11 @@ def warmup(student: Student, discriminator: Discriminator, dataset: Any, config:
     Phases: "warmup" (student), "discriminator_sft" (its language model, if asked for), "discriminator_warmup".
     At the end the student's frozen copy becomes `student.reference` (the KL's, and the implicit score's if asked for).
     """
-    yield from _sft(student, dataset, config, "warmup", config.warmup_epochs, config.warmup_learning_rate)
+    yield from fit_teacher_text(student, dataset, config, "warmup", config.warmup_epochs, config.warmup_learning_rate)
     student.freeze_reference()
     if not config.discriminator_model:
         discriminator.start_from_student()
-    yield from _sft(
+    yield from fit_teacher_text(
         discriminator.language_model,
         dataset,
         config,
@@ -96,7 +96,7 @@ def gad(
 
 def seqkd(student: Student, dataset: Any, config: GADConfig) -> Iterator[Metrics]:
     """Train the student by cross-entropy on the teacher's text alone (sequence-level distillation, arXiv 1606.07947)."""
-    yield from _sft(student, dataset, config, "seqkd", config.seqkd_epochs, config.seqkd_learning_rate)
+    yield from fit_teacher_text(student, dataset, config, "seqkd", config.seqkd_epochs, config.seqkd_learning_rate)
 
 
 def soda(student: Student, dataset: Any, config: GADConfig) -> Iterator[Metrics]:
@@ -104,7 +104,7 @@ def soda(student: Student, dataset: Any, config: GADConfig) -> Iterator[Metrics]
 
     arXiv 2604.03873. The samples are drawn once, after SFT, at the config's temperature; the reference is the SFT student.
     """
-    yield from _sft(student, dataset, config, "warmup", config.warmup_epochs, config.warmup_learning_rate)
+    yield from fit_teacher_text(student, dataset, config, "warmup", config.warmup_epochs, config.warmup_learning_rate)
     reference = student.freeze_reference()
     prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
     chosen = _encode(student, prompts, completions, config)
@@ -209,9 +209,10 @@ def student_step(
     return metrics
 
 
-def _sft(
+def fit_teacher_text(
     model: LanguageModel, dataset: Any, config: GADConfig, phase: str, epochs: float, learning_rate: float
 ) -> Iterator[Metrics]:
+    """Train any language model by cross-entropy on the teacher's text: the student, or the one inside a discriminator."""
     rows = _encode(model, list(dataset["prompt"]), list(dataset["completion"]), config)
     parameters = list(model.parameters().values())
     optimizer = _adamw(parameters, learning_rate)

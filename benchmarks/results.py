@@ -1,0 +1,78 @@
+"""Results files: every published number is a row of benchmarks/results/NAME.json, and tables are made from those."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigad.run import write_json
+
+FOLDER = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+def row(world: str, method: str, seed: int, metrics: dict[str, Any], cpu_seconds: float) -> Row:
+    """Make one row: what a method reached with a seed, and the processor time of everything it needed."""
+    return {"world": world, "method": method, "seed": seed, "metrics": metrics, "cpu_seconds": round(cpu_seconds, 2)}
+
+
+def write_results(name: str, command: str, rows: Sequence[Row], settings: dict[str, Any]) -> None:
+    """Write benchmarks/results/NAME.json with the command, the commit, the machine and the settings that made the rows."""
+    FOLDER.mkdir(exist_ok=True)
+    record = {"command": command, "commit": _commit(), "machine": machine(), "settings": settings, "rows": list(rows)}
+    write_json(FOLDER / f"{name}.json", record)
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """Read a results file."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def machine() -> str:
+    """Describe what the numbers were made on."""
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return f"{names[0]}, {len(names)} cores, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def mean_std(rows: Sequence[Row], metric: str) -> tuple[float, float]:
+    """Return mean and standard deviation over seeds of a metric or of cpu_seconds (deviation 0 for one seed)."""
+    values = [r["cpu_seconds"] if metric == "cpu_seconds" else r["metrics"][metric] for r in rows]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def select(rows: Sequence[Row], method: str, temperature: float | None = None) -> list[Row]:
+    """Return the rows of a method, at a sampling temperature if one is named."""
+    return [r for r in rows if r["method"] == method and temperature in (None, r["metrics"].get("temperature"))]
+
+
+def table(rows: Sequence[Row], metrics: Sequence[str], temperature: float | None = None) -> str:
+    """Return a Markdown table, a line a method in order of appearance: mean ± standard deviation over seeds."""
+    lines = ["| method | seeds | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        chosen = select(rows, method, temperature)
+        cells = [_cell(chosen, metric) for metric in metrics]
+        if chosen:
+            lines.append(f"| {method} | {len(chosen)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(rows: Sequence[Row], metric: str) -> str:
+    if any(metric != "cpu_seconds" and metric not in r["metrics"] for r in rows):
+        return "-"
+    mean, deviation = mean_std(rows, metric)
+    digits = 0 if metric == "cpu_seconds" else 3 if abs(mean) < 1 else 2
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if len(rows) > 1 else f"{mean:.{digits}f}"
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=FOLDER.parent).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "../minigad") else "")

@@ -1,0 +1,152 @@
+"""The letters language: does the game beat imitation, at equal processor time, on a frontier and not at one point?
+
+    python benchmarks/toy_letters.py --seeds 0 1 2 3 4
+
+Every method is measured on held-out prompts at sampling temperatures 0.5 to 1.0. Settings were chosen on the validation
+prompts with seeds 100 and 101 (--split validation). cpu_seconds holds everything a method needs: warm-up, the language model
+under its discriminator, the game. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from results import Row, row, table, write_results
+
+from minigad import PRESETS
+from minigad.discriminator import Discriminator
+from minigad.model import LanguageModel
+from minigad.student import Student
+from minigad.toy.letters import MAX_COMPLETION_LENGTH, letters_dataset, letters_metrics, letters_tokenizer
+from minigad.train import fit_teacher_text, gad, soda, warmup
+
+TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SIZE = 8000
+EQUAL_CPU_EPOCHS = 100.0  # of SeqKD: the processor time of warm-up, surrogate and game together, to a few percent
+SFT_WEIGHT = 0.3  # of the cross-entropy beside the policy loss in gad-implicit-sft
+# A head that judges whole texts learns more slowly than a log-ratio: more warm-up, a lower student rate.
+HEAD = {"discriminator": "sequence", "learning_rate": 1e-4, "discriminator_learning_rate": 1e-3, "discriminator_warmup_steps": 300}
+
+
+class Bench:
+    """One seed. What methods share (warmed-up student, surrogate) is made once and copied, its time charged to each."""
+
+    def __init__(self, seed: int, split: str) -> None:
+        self.seed, self.split = seed, split
+        self.config = PRESETS["toy"].replace(seed=seed, max_completion_length=MAX_COMPLETION_LENGTH)
+        self.tokenizer = letters_tokenizer()
+        self.data = letters_dataset(SIZE, seed)
+        self.rows: list[Row] = []
+        self.start, self.start_seconds = self._imitator(self.config.warmup_epochs, self.data)
+        self.surrogate, self.surrogate_seconds = self._surrogate("toy-large")
+
+    def measure(self, method: str, student: Student, seconds: float) -> None:
+        """Add a row for every temperature."""
+        for temperature in TEMPERATURES:
+            metrics = letters_metrics(student, self.config, self.split, temperature, samples=4)
+            if temperature == 1.0:
+                away = letters_metrics(student, self.config, "out-of-domain", temperature, samples=1)
+                metrics["out_of_domain_validity"] = away["validity"]
+            self.rows.append(row("toy-letters", method, self.seed, metrics, seconds))
+        last = self.rows[-1]["metrics"]
+        print(f"seed {self.seed}  {method:32s} {seconds:4.0f} s  validity {last['validity']:.3f}  modes {last['modes']:.1f}", flush=True)
+
+    def imitate(self, method: str, epochs: float, data: Any = None, extra_seconds: float = 0.0) -> None:
+        """SeqKD on the teacher's text, or on other text that took `extra_seconds` to make."""
+        student, seconds = self._imitator(epochs, data or self.data)
+        self.measure(method, student, seconds + extra_seconds)
+
+    def play(self, method: str, **changes: Any) -> None:
+        """The game from the warmed-up student; the discriminator's language model starts from the surrogate."""
+        config = self.config.replace(warmup_epochs=0.0, discriminator_sft_epochs=0.0, **changes)
+        name = config.discriminator_model
+        model, fitted = (self.surrogate, self.surrogate_seconds) if name == "toy-large" else self._surrogate(name)
+        student = self._student(self.start)
+        discriminator = Discriminator(self._student(model), student, config)
+        seconds = _run(warmup(student, discriminator, self.data, config))
+        seconds += _run(gad(student, discriminator, self.data, config))
+        self.measure(method, student, self.start_seconds + fitted + seconds)
+
+    def prefer(self, method: str) -> None:
+        """SODA: DPO on static pairs, from the same warmed-up student."""
+        student = self._student(self.start)
+        seconds = _run(soda(student, self.data, self.config.replace(warmup_epochs=0.0)))
+        self.measure(method, student, self.start_seconds + seconds)
+
+    def surrogate_text(self) -> tuple[Any, float]:
+        """Ask the surrogate for a data set of the teacher's size, for the same prompts."""
+        from datasets import Dataset
+
+        started = time.process_time()
+        prompts = list(self.data["prompt"])
+        texts = self._student(self.surrogate).generate(prompts, self.config, seed=self.seed, temperature=1.0).texts
+        pairs = [{"prompt": p, "completion": text or "."} for p, text in zip(prompts, texts, strict=True)]
+        return Dataset.from_list(pairs), time.process_time() - started
+
+    def _student(self, like: LanguageModel) -> Student:
+        return Student(copy.deepcopy(like.model), self.tokenizer)
+
+    def _imitator(self, epochs: float, data: Any) -> tuple[Student, float]:
+        student = Student.load(self.config, tokenizer=self.tokenizer)
+        seconds = _run(fit_teacher_text(student, data, self.config, "warmup", epochs, self.config.warmup_learning_rate))
+        return student, seconds
+
+    def _surrogate(self, name: str) -> tuple[LanguageModel, float]:
+        """Fit a language model of that size to the teacher's text."""
+        config = self.config.replace(discriminator_model=name)
+        model = Discriminator.load(config, self.start).language_model
+        epochs, rate = config.discriminator_sft_epochs, config.discriminator_sft_learning_rate
+        return model, _run(fit_teacher_text(model, self.data, config, "discriminator_sft", epochs, rate))
+
+
+def _run(steps: Iterable[Any]) -> float:
+    """Run a generator to its end and return its processor time."""
+    started = time.process_time()
+    for _ in steps:
+        pass
+    return time.process_time() - started
+
+
+def run_seed(seed: int, split: str) -> list[Row]:
+    """Run every method with one seed."""
+    bench = Bench(seed, split)
+    bench.measure("seqkd", bench.start, bench.start_seconds)
+    bench.imitate("seqkd-equal-cpu", EQUAL_CPU_EPOCHS)
+    bench.prefer("soda")
+    bench.play("gad-implicit", discriminator="implicit")
+    bench.play("gad-implicit-sft", discriminator="implicit", sft_weight=SFT_WEIGHT)
+    bench.play("frozen-implicit", discriminator="implicit", freeze_discriminator=True)
+    bench.play("gad-implicit-small", discriminator="implicit", discriminator_model="toy")
+    bench.play("gad-sequence", **HEAD)
+    bench.play("gad-prefix", **(HEAD | {"discriminator": "prefix"}))
+    bench.play("frozen-sequence", freeze_discriminator=True, **HEAD)
+    bench.imitate("seqkd-on-surrogate", EQUAL_CPU_EPOCHS / 2, *bench.surrogate_text())
+    cheat = letters_dataset(SIZE, seed, styles=(0, 1))
+    bench.imitate("seqkd-cheating", EQUAL_CPU_EPOCHS / 2, cheat)
+    return bench.rows
+
+
+def main() -> None:
+    """Run the seeds that were asked for, and merge them into benchmarks/results/toy_letters.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--split", choices=["validation", "heldout"], default="heldout")
+    parser.add_argument("--name", default="toy_letters", help="of the results file; parts of a run may go to several")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for seed in args.seeds:
+        rows += run_seed(seed, args.split)
+        command = f"python benchmarks/toy_letters.py --split {args.split} --seeds {' '.join(map(str, args.seeds))}"
+        write_results(args.name, command, rows, dataclasses.asdict(PRESETS["toy"]))
+    print(table(rows, ["validity", "kl_student_teacher", "kl_teacher_student", "entropy", "modes", "cpu_seconds"], 1.0))
+
+
+if __name__ == "__main__":
+    main()
