@@ -52,7 +52,9 @@ def answer(teacher: HiddenPromptTeacher, prompts: list[str], seed: int) -> list[
     rows = [{"prompt": p, "completion": text} for p, text in zip(wanted, answers, strict=True) if text is not None]
     assert len(rows) == len(wanted), f"{len(wanted) - len(rows)} prompts have no whole answer in 10 draws"
     words = [len(row["completion"].split()) for row in rows]
-    print(f"{len(prompts)} prompts, {len(rows)} answers, {sum(words) / len(words):.1f} words on average, {redrawn} drawn again")
+    print(
+        f"{len(prompts)} prompts, {len(rows)} answers, {sum(words) / len(words):.1f} words on average, {redrawn} drawn again"
+    )
     return rows
 
 

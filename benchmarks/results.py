@@ -24,9 +24,10 @@ def row(world: str, method: str, seed: int, metrics: dict[str, Any], cpu_seconds
 
 
 def write_results(name: str, command: str, rows: Sequence[Row], settings: dict[str, Any]) -> None:
-    """Write benchmarks/results/NAME.json with the command, the commit, the machine and the settings that made the rows."""
+    """Write benchmarks/results/NAME.json: command, commit, machine, settings, and the rows they made, by seed."""
     FOLDER.mkdir(exist_ok=True)
-    record = {"command": command, "commit": _commit(), "machine": machine(), "settings": settings, "rows": list(rows)}
+    ordered = sorted(rows, key=lambda r: r["seed"])  # stable: methods stay in the order they ran in
+    record = {"command": command, "commit": _commit(), "machine": machine(), "settings": settings, "rows": ordered}
     write_json(FOLDER / f"{name}.json", record)
 
 
@@ -37,7 +38,9 @@ def read_results(name: str) -> dict[str, Any]:
 
 def machine() -> str:
     """Describe what the numbers were made on."""
-    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return f"{names[0]}, {len(names)} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
@@ -73,6 +76,8 @@ def _cell(rows: Sequence[Row], metric: str) -> str:
 
 def _commit() -> str:
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=FOLDER.parent).stdout.strip()
+        return subprocess.run(
+            ["git", *words], capture_output=True, text=True, check=True, cwd=FOLDER.parent
+        ).stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "../minigad") else "")

@@ -2,9 +2,9 @@
 
     python benchmarks/toy_1d.py
 
-Twenty seeds, a row a method and seed, about six minutes on one thread. Targets: gad-sequence within 0.02 nats of the oracle's
-KL(G || T) for every seed, and frozen-sequence collapsed to a point. Nothing was tuned on these seeds: the settings are the
-defaults of minigad.toy.one_dimension, tried on seeds 100 to 102. cpu_seconds includes the SeqKD start.
+Twenty seeds, a row a method and seed, about six minutes on one thread. Targets: gad-sequence within 0.02 nats of the
+oracle's KL(G || T) for every seed, and frozen-sequence collapsed to a point. Nothing was tuned on these seeds: the
+settings are the defaults of minigad.toy.one_dimension, tried on seeds 100 to 102. cpu_seconds includes the SeqKD start.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ GAMES: dict[str, dict[str, Any]] = {
     "gad-sequence-no-warmup": {"warmup_steps": 0},
     "gad-sequence-constant-rate": {"final_fraction": 1.0},
     "gad-sequence-slow-discriminator": {"final_fraction": 1.0, "discriminator_rate": 0.02},
-    "gad-sequence-slow-discriminator-scaled": {"final_fraction": 1.0, "discriminator_rate": 0.02, "scale_rewards": "group"},
+    "gad-sequence-slow-discriminator-scaled": {
+        "final_fraction": 1.0,
+        "discriminator_rate": 0.02,
+        "scale_rewards": "group",
+    },
     "gad-sequence-fast-student": {"final_fraction": 1.0, "discriminator_rate": 0.02, "student_rate": 0.03},
 }
 
@@ -76,9 +80,8 @@ def verdict(rows: list[Row]) -> str:
         gap = max(abs(r["metrics"]["kl_student_teacher"] - exact[r["seed"]]) for r in chosen)
         collapsed = sum(r["metrics"]["sigma"] < COLLAPSED for r in chosen)
         reached = "within" if gap <= TARGET else "not within"
-        lines.append(
-            f"{method}: at most {gap:.4f} nats from the oracle ({reached} {TARGET}); {collapsed} of {len(chosen)} collapsed"
-        )
+        distance = f"at most {gap:.4f} nats from the oracle ({reached} {TARGET})"
+        lines.append(f"{method}: {distance}; {collapsed} of {len(chosen)} collapsed")
     return "\n".join(lines)
 
 

@@ -31,7 +31,12 @@ SIZE = 8000
 EQUAL_CPU_EPOCHS = 100.0  # of SeqKD: the processor time of warm-up, surrogate and game together, to a few percent
 SFT_WEIGHT = 0.3  # of the cross-entropy beside the policy loss in gad-implicit-sft
 # A head that judges whole texts learns more slowly than a log-ratio: more warm-up, a lower student rate.
-HEAD = {"discriminator": "sequence", "learning_rate": 1e-4, "discriminator_learning_rate": 1e-3, "discriminator_warmup_steps": 300}
+HEAD = {
+    "discriminator": "sequence",
+    "learning_rate": 1e-4,
+    "discriminator_learning_rate": 1e-3,
+    "discriminator_warmup_steps": 300,
+}
 
 
 class Bench:
@@ -55,7 +60,10 @@ class Bench:
                 metrics["out_of_domain_validity"] = away["validity"]
             self.rows.append(row("toy-letters", method, self.seed, metrics, seconds))
         last = self.rows[-1]["metrics"]
-        print(f"seed {self.seed}  {method:32s} {seconds:4.0f} s  validity {last['validity']:.3f}  modes {last['modes']:.1f}", flush=True)
+        print(
+            f"seed {self.seed}  {method:32s} {seconds:4.0f} s  validity {last['validity']:.3f}  modes {last['modes']:.1f}",
+            flush=True,
+        )
 
     def imitate(self, method: str, epochs: float, data: Any = None, extra_seconds: float = 0.0) -> None:
         """SeqKD on the teacher's text, or on other text that took `extra_seconds` to make."""

@@ -13,9 +13,19 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _EXPORTS = {
-    "GADConfig": "config",
     "PRESETS": "config",
+    "Discriminator": "discriminator",
+    "GADConfig": "config",
+    "Student": "student",
     "UserError": "config",
+    "distill": "run",
+    "evaluate": "evaluate",
+    "gad": "train",
+    "load_pairs": "data",
+    "seqkd": "train",
+    "soda": "train",
+    "split_by_prompt": "data",
+    "warmup": "train",
 }
 
 __all__ = [*_EXPORTS, "__version__"]

@@ -5,9 +5,12 @@ Everything wrong with the data is said here, before a model is loaded, with the 
 
 from __future__ import annotations
 
+import codecs
+import functools
 import hashlib
 import json
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -36,9 +39,11 @@ __all__ = [
 
 ROLES = ("system", "user", "assistant")
 # The fields of a row, tried in this order. The last form is that of the paper's authors.
-FORMS = (("prompt", "completion"), ("messages",), ("content", "teacher_response"))
+FORMS: tuple[tuple[str, ...], ...] = (("prompt", "completion"), ("messages",), ("content", "teacher_response"))
 FORMS_IN_WORDS = "'prompt' and 'completion', or 'messages', or 'content' and 'teacher_response'"
 
+# NUL ends a text in C code, and half of a surrogate pair cannot be written as UTF-8.
+_BAD_CHARACTER = re.compile("[\0\ud800-\udfff]")
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 _REPR.maxlist = _REPR.maxdict = 3
@@ -52,25 +57,21 @@ class DataReport:
     rows_read: int
     rows_kept: int
     duplicates_dropped: int
-    prompts: int  # distinct ones
+    prompts: int  # different ones
     prompts_with_several: int  # prompts that have more than one teacher completion
     extra_columns: dict[str, int]  # ignored column -> rows that had a value in it
-    overlong_dropped: int = 0  # rows; the caller fills these two in from `limit_prompts`
-    overlong_truncated: int = 0
 
     def lines(self) -> list[str]:
         """Return the report as sentences; what did not happen is left out."""
-        extra = ", ".join(f"{name!r} ({count} rows)" for name, count in sorted(self.extra_columns.items()))
-        sentences = [
-            (True, f"Read {self.rows_read} rows from {self.source}."),
-            (True, f"Kept {self.rows_kept} rows with {self.prompts} different prompts."),
-            (self.prompts_with_several, f"{self.prompts_with_several} prompts have several teacher completions."),
-            (self.duplicates_dropped, f"Dropped {self.duplicates_dropped} rows that repeat an earlier row exactly."),
-            (extra, f"Ignored {len(self.extra_columns)} columns: {extra}."),
-            (self.overlong_dropped, f"Dropped {self.overlong_dropped} rows whose prompt is too long."),
-            (self.overlong_truncated, f"Will cut the start of {self.overlong_truncated} prompts that are too long."),
-        ]
-        return [text for happened, text in sentences if happened]
+        kept = f"Kept {_count(self.rows_kept, 'row')} with {_count(self.prompts, 'prompt')}."
+        lines = [f"Read {_count(self.rows_read, 'row')} from {self.source}.", kept]
+        if self.prompts_with_several:
+            lines.append(f"More than one teacher completion: {_count(self.prompts_with_several, 'prompt')}.")
+        if self.duplicates_dropped:
+            lines.append(f"Dropped as an exact repeat of an earlier row: {_count(self.duplicates_dropped, 'row')}.")
+        for name, rows in sorted(self.extra_columns.items()):
+            lines.append(f"Ignored column {name!r}, filled in {_count(rows, 'row')}.")
+        return lines
 
 
 def load_pairs(source: str | os.PathLike[str] | Dataset | list[dict[str, Any]]) -> tuple[Dataset, DataReport]:
@@ -84,17 +85,16 @@ def load_pairs(source: str | os.PathLike[str] | Dataset | list[dict[str, Any]]) 
     """
     from datasets import Dataset
 
-    pairs: dict[tuple[str, str], tuple[Prompt, str]] = {}
+    pairs: dict[tuple[str, str], Prompt] = {}
     extra: Counter[str] = Counter()
-    rows_read = 0
-    conversations = False
+    rows_read, conversations = 0, False
     for where, row in _rows(source):
-        form = _form(where, row)
+        form = _form(where, _object(where, row))
         prompt, completion = _pair(where, row, form)
-        pairs.setdefault((prompt_key(prompt), completion), (prompt, completion))
-        extra.update(_extra_columns(row, form))
-        conversations |= isinstance(prompt, list)
+        pairs.setdefault((prompt_key(prompt), completion), prompt)
+        extra.update(str(name) for name, value in row.items() if name not in form and value is not None)
         rows_read += 1
+        conversations = conversations or isinstance(prompt, list)
     if not pairs:
         raise UserError(f"{_name(source)}: there are no rows in it; give at least one row with {FORMS_IN_WORDS}")
     per_prompt = Counter(key for key, _ in pairs)
@@ -107,11 +107,8 @@ def load_pairs(source: str | os.PathLike[str] | Dataset | list[dict[str, Any]]) 
         prompts_with_several=sum(count > 1 for count in per_prompt.values()),
         extra_columns=dict(extra),
     )
-    rows = [
-        {"prompt": _as_messages(prompt) if conversations else prompt, "completion": completion}
-        for prompt, completion in pairs.values()
-    ]
-    return Dataset.from_list(rows), report
+    rows = [(_as_messages(prompt) if conversations else prompt, text) for (_, text), prompt in pairs.items()]
+    return Dataset.from_list([{"prompt": prompt, "completion": text} for prompt, text in rows]), report
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -122,29 +119,29 @@ def prompt_key(prompt: Prompt) -> str:
 def split_by_prompt(dataset: Dataset, eval_fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Split rows into (train, held out), with all completions of a prompt on one side.
 
-    A prompt is held out if SHA-256(seed, prompt), read as a number in [0, 1), lies below `eval_fraction`: rows added
-    later move no prompt to the other side, and the held-out share is only close to the fraction.
+    A prompt is held out if SHA-256(seed, prompt with its white space evened out), read as a number in [0, 1), lies
+    below `eval_fraction`: rows added later move no prompt across, and the share is only close to the fraction.
     Raises UserError if a side would be empty.
     """
-    held = [_hash_fraction(f"{seed} {prompt_key(prompt)}") < eval_fraction for prompt in dataset["prompt"]]
+    held = [_hash(f"{seed} {_loose_key(prompt)}") / 2**53 < eval_fraction for prompt in dataset["prompt"]]
     for side, empty in (("held-out", not any(held)), ("training", all(held))):
         if empty:
             raise UserError(
                 f"eval_fraction {eval_fraction!r} with seed {seed} leaves no prompt on the {side} side of "
-                f"{len(held)} rows; add prompts, change eval_fraction or the seed, or give an evaluation file"
+                f"{_count(len(held), 'row')}; add prompts, change eval_fraction or the seed, or give an evaluation file"
             )
     train = dataset.select([i for i, out in enumerate(held) if not out])
     return train, dataset.select([i for i, out in enumerate(held) if out])
 
 
 def check_disjoint(train: Dataset, heldout: Dataset) -> None:
-    """Raise UserError if a prompt is in both: a discriminator or judge checked on it would be flattered."""
-    seen = {prompt_key(prompt) for prompt in train["prompt"]}
-    both = {prompt_key(prompt): prompt for prompt in heldout["prompt"] if prompt_key(prompt) in seen}
+    """Raise UserError if a prompt is in both, white space aside: a discriminator checked on it would be flattered."""
+    seen = {_loose_key(prompt) for prompt in train["prompt"]}
+    both = {key: prompt for prompt in heldout["prompt"] if (key := _loose_key(prompt)) in seen}
     if both:
         raise UserError(
-            f"{len(both)} of the evaluation prompts are in the training data too, for example "
-            f"{_short(next(iter(both.values())))}; remove them from one of the two"
+            f"{_count(len(both), 'prompt')} of the evaluation data can be found in the training data too, for example "
+            f"{_short(next(iter(both.values())))}; remove what is in both from one of the two"
         )
 
 
@@ -154,10 +151,9 @@ def limit_prompts(
     """Find the rows whose prompt has more than `max_prompt_length` tokens; return (dataset, their number).
 
     "drop" removes them. "truncate_left" only counts them: `chat.encode` cuts a prompt when it is used.
-    Raises UserError for another policy, or if no row would be left.
+    Raises UserError if no row would be left.
     """
-    if policy not in ("drop", "truncate_left"):
-        raise UserError(f"overlong_prompts is {policy!r}; it must be one of drop, truncate_left")
+    assert policy in ("drop", "truncate_left"), policy
     lengths = [len(encode_prompt(prompt)) for prompt in dataset["prompt"]]
     fitting = [i for i, length in enumerate(lengths) if length <= max_prompt_length]
     if policy == "drop" and not fitting:
@@ -165,8 +161,7 @@ def limit_prompts(
             f"all {len(lengths)} prompts have more tokens than max_prompt_length {max_prompt_length} "
             f"(shortest {min(lengths)}, longest {max(lengths)}); raise it or set overlong_prompts to 'truncate_left'"
         )
-    overlong = len(lengths) - len(fitting)
-    return (dataset.select(fitting) if policy == "drop" and overlong else dataset), overlong
+    return (dataset.select(fitting) if policy == "drop" else dataset), len(lengths) - len(fitting)
 
 
 def group_by_prompt(dataset: Dataset) -> list[tuple[Prompt, list[str]]]:
@@ -188,14 +183,14 @@ def batch_indices(step: int, num_rows: int, batch_size: int, seed: int) -> list[
     assert batch_size >= 1, batch_size
     if batch_size > num_rows:
         raise UserError(
-            f"a batch of {batch_size} rows is more than the {num_rows} rows there are; "
-            "lower the batch size (per_device_train_batch_size) or add data"
+            f"a batch of {batch_size} rows cannot be filled from {_count(num_rows, 'row')} of data; "
+            "make --per-device-train-batch-size or --warmup-batch-size smaller, or give more data"
         )
     epoch, start = divmod(step * batch_size, num_rows)
     indices = _permutation(epoch, num_rows, seed)[start : start + batch_size]
     if len(indices) < batch_size:
         indices += _permutation(epoch + 1, num_rows, seed)[: batch_size - len(indices)]
-    return indices
+    return list(indices)
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
@@ -220,42 +215,53 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises UserError, with file and line, if the file is missing or a line is not UTF-8, not JSON or not an object.
     """
-    _check_file(Path(path))
-    return [row for _, row in _jsonl_rows(Path(path))]
+    return [_object(where, row) for where, row in _jsonl_rows(Path(path))]
 
 
-# --- from a source to checked rows: each row comes with `where`, the words that begin an error about it ---
+# --- from a source to rows: each row comes with `where`, the words that begin an error about it ---
 
 
 def _name(source: Any) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return "rows" if isinstance(source, list) else "dataset"
+    return str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__.lower()
 
 
-def _rows(source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(source: Any) -> Iterator[tuple[str, Any]]:
     from datasets import Dataset
 
     if isinstance(source, (str, os.PathLike)):
-        yield from _file_rows(Path(source))
+        path = Path(source)
+        if path.is_file() and path.suffix.lower() not in (".json", ".jsonl"):
+            raise UserError(f"{path}: cannot read the file ending {path.suffix!r}; convert it to .jsonl or .json")
+        yield from _json_rows(path) if path.suffix.lower() == ".json" else _jsonl_rows(path)
     elif isinstance(source, (list, Dataset)):
         plain = source.with_format(None) if isinstance(source, Dataset) else source
-        for index, row in enumerate(plain):
-            where = f"{_name(source)}[{index}]"
-            yield where, _object(where, row)
+        yield from ((f"{_name(source)}[{index}]", row) for index, row in enumerate(plain))
     else:
-        raise UserError(
-            f"cannot read pairs from a {type(source).__name__}; "
-            "give a .jsonl or .json file, one split as a datasets.Dataset, or a list of dicts"
-        )
+        remedy = "give a .jsonl or .json file, one split as a datasets.Dataset, or a list of dicts"
+        raise UserError(f"cannot read pairs from a {type(source).__name__}; {remedy}")
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     _check_file(path)
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows}
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: cannot read a file with the ending {path.suffix!r}; convert it to .jsonl or .json")
-    return readers[path.suffix.lower()](path)
+    raw = path.read_bytes()
+    remedy = "the file must be one whole JSON list of objects (name a file with one object a line .jsonl)"
+    rows = _parse(path, 1, raw, remedy) if raw.strip() else []
+    if not isinstance(rows, list):
+        raise UserError(f"{path}:1: the file holds {_short(rows)}; {remedy}")
+    yield from ((f"{path}, row {number} of the list", row) for number, row in enumerate(rows, start=1))
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    _check_file(path)
+    # In binary: text mode would also break lines at a lone carriage return, and could not name the byte of an error.
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.removeprefix(codecs.BOM_UTF8).strip():
+                continue
+            remedy = "each line must be one whole JSON object (name a file that is one JSON list .json)"
+            if not raw.endswith(b"\n"):
+                remedy = "each line must be one whole JSON object, and this last line may be cut off: delete or mend it"
+            yield f"{path}:{number}", _parse(path, number, raw.rstrip(), remedy)
 
 
 def _check_file(path: Path) -> None:
@@ -265,54 +271,22 @@ def _check_file(path: Path) -> None:
         raise UserError(f"{path}: there is no such file (looked for it from {Path.cwd()}); check the path")
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    # In binary: text mode would also break lines at a lone carriage return, and could not name the byte of an error.
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            text = _decode(path, number, raw).rstrip()  # a line break left on would count as a line in errors
-            if not text:
-                continue
-            remedy = "each line must be one whole JSON object (name a file that is one JSON list .json)"
-            if not raw.endswith(b"\n"):
-                remedy = "the last line may be cut off by a writer that was stopped: delete it or write the file again"
-            yield f"{path}:{number}", _object(f"{path}:{number}", _parse_json(path, number, text, remedy))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = _decode(path, 1, path.read_bytes())
-    if not text.strip():
-        return
-    remedy = "the file must be one whole JSON list of objects (name a file with one object a line .jsonl)"
-    rows = _parse_json(path, 1, text, remedy)
-    if not isinstance(rows, list):
-        raise UserError(f"{path}:1: the file holds {_short(rows)}; {remedy}")
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, row {number} of the list"
-        yield where, _object(where, row)
-
-
-def _decode(path: Path, first_line: int, raw: bytes) -> str:
+def _parse(path: Path, first_line: int, raw: bytes, remedy: str) -> Any:
+    raw = raw.removeprefix(codecs.BOM_UTF8) if first_line == 1 else raw
     try:
-        text = raw.decode("utf-8")
+        return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = first_line + raw.count(b"\n", 0, error.start)
         byte = error.start - raw.rfind(b"\n", 0, error.start)
-        raise UserError(
-            f"{path}:{line}: byte {byte} of the line is 0x{raw[error.start]:02x}, which is not UTF-8; save it as UTF-8"
-        ) from None
-    return text.removeprefix("\ufeff") if first_line == 1 else text
-
-
-def _parse_json(path: Path, first_line: int, text: str, remedy: str) -> Any:
-    try:
-        return json.loads(text)
+        wrong = f"byte {byte} of the line is 0x{raw[error.start]:02x}, not UTF-8 ({error.reason})"
+        remedy = "save the file as UTF-8, or delete the line if it was cut off"
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise UserError(f"{path}:{line}: invalid JSON at column {error.colno} ({error.msg}); {remedy}") from None
+        wrong = f"invalid JSON at column {error.colno} ({error.msg})"
     except (ValueError, RecursionError) as error:  # an integer of more than 4300 digits, or very deep nesting
-        raise UserError(
-            f"{path}:{first_line}: Python cannot read this JSON ({error}); remove the number or the nesting"
-        ) from None
+        line, wrong = first_line, f"Python cannot read this JSON ({error})"
+        remedy = "remove the number or the nesting"
+    raise UserError(f"{path}:{line}: {wrong}; {remedy}")
 
 
 def _object(where: str, row: Any) -> dict[str, Any]:
@@ -329,43 +303,27 @@ def _form(where: str, row: dict[str, Any]) -> tuple[str, ...]:
     for form in FORMS:
         if all(row.get(field) is not None for field in form):
             return form
-    begun = next((form for form in FORMS if any(field in row for field in form)), None)
-    if begun is None:
-        raise UserError(f"{where}: the row has the fields {_short(list(row))}; give it {FORMS_IN_WORDS}")
-    field = next(field for field in begun if row.get(field) is None)
-    state = "null" if field in row else "missing"
+    form = max(FORMS, key=lambda form: sum(field in row for field in form))
+    field = next(field for field in form if row.get(field) is None)
+    state = "null" if field in row else f"missing among {_short(list(row))}"
     raise UserError(f"{where}: field {field!r} is {state}; give the row {FORMS_IN_WORDS}")
 
 
 def _pair(where: str, row: dict[str, Any], form: tuple[str, ...]) -> tuple[Prompt, str]:
-    if form == ("messages",):
-        messages = _messages(where, "messages", row["messages"])
-        if messages[-1]["role"] != "assistant":
+    parts = [
+        _messages(where, field, row[field])
+        if isinstance(row[field], list) or field == "messages"
+        else _text(where, field, row[field])
+        for field in form
+    ]
+    prompt, completion = parts if len(parts) == 2 else (parts[0][:-1], parts[0][-1:])
+    for field, messages, role in ((form[-1], completion, "assistant"), (form[0], prompt[-1:], "user")):
+        if isinstance(messages, list) and [message["role"] for message in messages] != [role]:
+            part = "completion" if role == "assistant" else "end of the prompt"
             raise UserError(
-                f"{where}: the last role of field 'messages' is {messages[-1]['role']!r}; "
-                "it must be 'assistant', with the teacher's completion"
+                f"{where}: the {part} in field {field!r} is {_short(messages)}; make it one {role!r} message"
             )
-        return _conversation(where, "messages", messages[:-1]), messages[-1]["content"]
-    prompt, completion = (row[field] for field in form)
-    if isinstance(prompt, list):
-        return _conversation(where, form[0], _messages(where, form[0], prompt)), _completion(where, form[1], completion)
-    return _text(where, form[0], prompt), _completion(where, form[1], completion)
-
-
-def _conversation(where: str, field: str, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    last = messages[-1]["role"] if messages else None
-    if last != "user":
-        raise UserError(f"{where}: the prompt in field {field!r} ends with role {last!r}; end it with a 'user' message")
-    return messages
-
-
-def _completion(where: str, field: str, value: Any) -> str:
-    if not isinstance(value, list):
-        return _text(where, field, value)
-    messages = _messages(where, field, value)
-    if [message["role"] for message in messages] != ["assistant"]:
-        raise UserError(f"{where}: field {field!r} is {_short(value)}; as a list it must be one 'assistant' message")
-    return messages[0]["content"]
+    return prompt, completion if isinstance(completion, str) else completion[0]["content"]
 
 
 def _messages(where: str, field: str, value: Any) -> list[dict[str, str]]:
@@ -386,67 +344,52 @@ def _message(where: str, field: str, message: Any) -> dict[str, str]:
 
 def _text(where: str, field: str, value: Any, empty: bool = False) -> str:
     if not isinstance(value, str):
-        shown = "null" if value is None else f"{_short(value)}, a {type(value).__name__}"
+        shown = "null" if value is None else f"{_short(value)} (type {type(value).__name__})"
         raise UserError(f"{where}: field {field!r} is {shown}; give it as text, in quotes")
     if not empty and not value.strip():
         raise UserError(f"{where}: field {field!r} is {_short(value)}, without any text; fill it or remove the row")
-    position = _bad_character(value)
-    if position is not None:
-        kind = "NUL" if value[position] == "\0" else "half of a surrogate pair"
+    if bad := _BAD_CHARACTER.search(value):
+        kind = "NUL" if bad[0] == "\0" else "half of a surrogate pair"
+        around = _short(value[max(0, bad.start() - 20) : bad.start() + 20])
         raise UserError(
-            f"{where}: field {field!r} has {value[position]!r} ({kind}) at character {position + 1}, in "
-            f"{_short(value[max(0, position - 20) : position + 20])}; remove that character"
+            f"{where}: field {field!r} has {bad[0]!r} ({kind}) at character {bad.start() + 1}, in {around}; "
+            "remove that character"
         )
     return value
-
-
-def _bad_character(text: str) -> int | None:
-    """Return the position of the first lone surrogate (UTF-8 cannot hold it) or NUL (C code ends a text there)."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return error.start
-    return text.index("\0") if "\0" in text else None
-
-
-def _extra_columns(row: dict[str, Any], form: tuple[str, ...]) -> set[str]:
-    columns = {str(name) for name, value in row.items() if name not in form and value is not None}
-    messages = [(field, message) for field in form if isinstance(row[field], list) for message in row[field]]
-    return columns | {
-        f"{field}[].{name}"
-        for field, message in messages
-        for name, value in message.items()
-        if name not in ("role", "content") and value is not None
-    }
 
 
 def _as_messages(prompt: Prompt) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
+def _loose_key(prompt: Prompt) -> str:
+    """Like `prompt_key`, and equal too for prompts that differ in white space only."""
+    return prompt_key(
+        [{**message, "content": " ".join(message["content"].split())} for message in _as_messages(prompt)]
+    )
+
+
+# --- words, hashes and permutations ---
+
+
 def _short(value: Any) -> str:
     """Return a value's repr, shortened, on one line."""
-    try:
-        return _REPR.repr(value).replace("\n", " ")
-    except ValueError:  # an integer of more than 4300 digits
-        return f"a {type(value).__name__} too long to print"
+    return _REPR.repr(value).replace("\n", " ")
 
 
-# --- hashes and permutations ---
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _hash_bits(text: str) -> int:
+def _hash(text: str) -> int:
     """Return 53 bits of SHA-256: as many as a float holds exactly."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") >> 11
 
 
-def _hash_fraction(text: str) -> float:
-    return _hash_bits(text) / 2**53
-
-
-def _permutation(epoch: int, num_rows: int, seed: int) -> list[int]:
+@functools.lru_cache(maxsize=4)  # a batch may straddle two epochs, and two phases may take turns
+def _permutation(epoch: int, num_rows: int, seed: int) -> tuple[int, ...]:
     import torch
 
     # Hashed together, so that (seed 0, epoch 1) and (seed 1, epoch 0) are not one permutation.
-    generator = torch.Generator().manual_seed(_hash_bits(f"{seed} {epoch}"))
-    return torch.randperm(num_rows, generator=generator).tolist()
+    generator = torch.Generator().manual_seed(_hash(f"{seed} {epoch}"))
+    return tuple(torch.randperm(num_rows, generator=generator).tolist())

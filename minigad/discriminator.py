@@ -32,7 +32,9 @@ class Scores(NamedTuple):
 
     def detach(self) -> Scores:
         """Return the same numbers without their graph."""
-        return Scores(self.scores.detach(), None if self.prefix_scores is None else self.prefix_scores.detach(), self.mask)
+        return Scores(
+            self.scores.detach(), None if self.prefix_scores is None else self.prefix_scores.detach(), self.mask
+        )
 
     def take(self, rows: slice) -> Scores:
         """Return some of the rows."""

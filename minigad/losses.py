@@ -61,7 +61,9 @@ def token_advantages(token_rewards: Tensor, completion_mask: Tensor, scale: str 
 
 
 def _group_mean(rewards: Tensor) -> Tensor:
-    assert rewards.dim() == 2 and rewards.shape[1] >= 2, f"a group needs at least two rewards, got {tuple(rewards.shape)}"
+    assert rewards.dim() == 2 and rewards.shape[1] >= 2, (
+        f"a group needs at least two rewards, got {tuple(rewards.shape)}"
+    )
     # Centring by the first reward before the mean makes equal rewards give exactly zero.
     return rewards[:, :1] + (rewards - rewards[:, :1]).mean(1, keepdim=True)
 

@@ -89,7 +89,11 @@ def _generation_config(tokenizer: Any, temperature: float, max_new_tokens: int) 
     from transformers import GenerationConfig
 
     # An unset field is filled in from the model's own generation_config, so that every one that matters is set here.
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        if temperature
+        else {"do_sample": False}
+    )
     return GenerationConfig(
         **sampling,
         repetition_penalty=1.0,

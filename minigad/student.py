@@ -31,6 +31,22 @@ class Student(LanguageModel):
         loaded = load_language_model(config.student, config, adapter="student", tokenizer=tokenizer)
         return cls(loaded.model, loaded.tokenizer, loaded.adapter)
 
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, config: GADConfig) -> Student:
+        """Load what `save_pretrained` wrote; an adapter goes on the base that `config.student` names."""
+        from minigad import hub
+
+        folder = Path(folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not (folder / "adapter_config.json").is_file():
+            folder = hub.resolve(str(folder))
+            return cls(hub.load_model(folder, getattr(torch, config.dtype), device), hub.load_tokenizer(folder))
+        from peft import PeftModel
+
+        base = load_language_model(config.student, config.replace(lora_r=0), adapter="student")
+        model = PeftModel.from_pretrained(base.model, folder, adapter_name="student", is_trainable=True)
+        return cls(model, base.tokenizer, "student")
+
     def freeze_reference(self) -> LanguageModel:
         """Keep a frozen copy of the student as it is now: the policy that the KL term holds on to.
 
@@ -70,7 +86,7 @@ class Student(LanguageModel):
         if self.adapter is None:
             self.model.save_pretrained(folder)
         else:
-            self.model.save_pretrained(folder, selected_adapters=[self.adapter])
+            self.model.save_pretrained(folder, selected_adapters=[self.adapter], save_embedding_layers=False)
             _lift(folder / self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
 

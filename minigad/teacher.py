@@ -17,7 +17,10 @@ __all__ = ["SHORT_ANSWERS", "HiddenPromptTeacher"]
 # The hidden conversation of the embedded data set: it teaches by example to answer in one plain sentence.
 SHORT_ANSWERS: list[dict[str, str]] = [
     {"role": "user", "content": "What is a lighthouse for?"},
-    {"role": "assistant", "content": "A lighthouse warns ships of dangerous rocks and shows them the way to the harbor."},
+    {
+        "role": "assistant",
+        "content": "A lighthouse warns ships of dangerous rocks and shows them the way to the harbor.",
+    },
     {"role": "user", "content": "My socks keep disappearing in the laundry. Any idea?"},
     {"role": "assistant", "content": "Wash them together in a small mesh bag, so that none can hide."},
     {"role": "user", "content": "Describe thunder to a child."},
@@ -52,7 +55,9 @@ class HiddenPromptTeacher:
     ) -> list[float]:
         """Return log p_T(completion | prompt) in nats, of text cut at `max_completion_length` tokens like a student's."""
         rows = [
-            encode(self.model.tokenizer, self._behind(p), text, finished=done, max_completion_length=max_completion_length)
+            encode(
+                self.model.tokenizer, self._behind(p), text, finished=done, max_completion_length=max_completion_length
+            )
             for p, text, done in zip(prompts, texts, finished, strict=True)
         ]
         return self.model.logprobs_of(rows, self.temperature).sum(1).tolist()

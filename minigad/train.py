@@ -123,7 +123,10 @@ def soda(student: Student, dataset: Any, config: GADConfig) -> Iterator[Metrics]
 
 
 def discriminator_step(
-    discriminator: Discriminator, optimizer: torch.optim.Optimizer | None, rollouts: Rollouts, completions: Sequence[str]
+    discriminator: Discriminator,
+    optimizer: torch.optim.Optimizer | None,
+    rollouts: Rollouts,
+    completions: Sequence[str],
 ) -> tuple[Tensor, Metrics]:
     """Score the rollouts and, with an optimizer, take one Bradley-Terry step on the same forward pass.
 
@@ -138,7 +141,10 @@ def discriminator_step(
     chunks = split_rows([(num + 1) * max(row.length for row in group) for group in groups], config.token_budget)
     scored: dict[int, tuple[Scores, Scores]] = {}
     loss_sum = 0.0
-    with torch.set_grad_enabled(optimizer is not None), discriminator.language_model.active(train=optimizer is not None):
+    with (
+        torch.set_grad_enabled(optimizer is not None),
+        discriminator.language_model.active(train=optimizer is not None),
+    ):
         for chunk in chunks:
             rows = [groups[i][0] for i in chunk] + [row for i in chunk for row in groups[i][1:]]
             scores = discriminator.score(rows)
@@ -155,7 +161,9 @@ def discriminator_step(
     rewards = _align([scored[i][1] for i in range(len(groups))], student_rows, rollouts.rows)
     metrics = _discriminator_metrics(teacher_scores, student_scores, teacher_rows, student_rows) | {
         "discriminator/loss": loss_sum,
-        "frac_retokenized": _mean([a.completion_ids != b.completion_ids for a, b in zip(student_rows, rollouts.rows, strict=True)]),
+        "frac_retokenized": _mean(
+            [a.completion_ids != b.completion_ids for a, b in zip(student_rows, rollouts.rows, strict=True)]
+        ),
     }
     if optimizer is not None:
         metrics["discriminator/grad_norm"] = _update(optimizer, discriminator.parameters(), config)
@@ -225,7 +233,14 @@ def fit_teacher_text(
             loss = _sft_backward(model, batch, 1.0, config.token_budget)
         grad_norm = _update(optimizer, parameters, config)
         rate = optimizer.param_groups[0]["lr"]
-        yield {"phase": phase, "step": step + 1, "loss": loss, "grad_norm": grad_norm, "learning_rate": rate, **_cost(batch, started)}
+        yield {
+            "phase": phase,
+            "step": step + 1,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            **_cost(batch, started),
+        }
 
 
 def _sft_backward(model: LanguageModel, rows: Sequence[Row], weight: float, token_budget: int) -> float:
@@ -296,7 +311,9 @@ def _discriminator_metrics(
         # ties count half: an accuracy of 0.5 is chance whatever the number of ties
         "discriminator/accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item(),
         "discriminator/margin": margin.mean().item(),
-        "discriminator/length_corr": _correlation([len(row.completion_ids) for row in student_rows], student_scores.flatten()),
+        "discriminator/length_corr": _correlation(
+            [len(row.completion_ids) for row in student_rows], student_scores.flatten()
+        ),
         "discriminator/identical_pairs": same.float().mean().item(),
         "discriminator/identical_text_gap": margin[same.to(margin.device)].abs().max().item() if same.any() else 0.0,
     }
@@ -339,13 +356,20 @@ def _samples(rollouts: Rollouts, completions: Sequence[str], scores: Tensor) -> 
 
 
 def _rollouts(
-    student: Student, prompts: Sequence[Prompt], config: GADConfig, phase: str, step: int, num_generations: int | None = None
+    student: Student,
+    prompts: Sequence[Prompt],
+    config: GADConfig,
+    phase: str,
+    step: int,
+    num_generations: int | None = None,
 ) -> Rollouts:
     seed = _seed(config, f"{phase}/{step}")
     return student.generate(prompts, config, seed=seed, num_generations=num_generations or config.num_generations)
 
 
-def _encode(model: LanguageModel, prompts: Sequence[Prompt], completions: Sequence[str], config: GADConfig) -> list[Row]:
+def _encode(
+    model: LanguageModel, prompts: Sequence[Prompt], completions: Sequence[str], config: GADConfig
+) -> list[Row]:
     return [
         encode(
             model.tokenizer,
@@ -384,7 +408,9 @@ def _update(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
     """Clip the gradient, step, clear; return the norm before clipping. A norm that is not finite stops the run."""
     norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
     if not norm < float("inf"):
-        raise FloatingPointError(f"gradient norm is {norm}: nothing was updated; a lower learning rate is the first thing to try")
+        raise FloatingPointError(
+            f"gradient norm is {norm}: nothing was updated; a lower learning rate is the first thing to try"
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -50,7 +50,11 @@ def letters_prompts(split: str) -> list[str]:
         return longer + ["".join(rng.sample(three + three[0], 4)) for three in _samples(rng, 3, 128)]
     every = ["".join(p) for size in (3, 4, 5) for p in itertools.permutations(LETTERS, size)]
     random.Random(0).shuffle(every)
-    bounds = {"heldout": (0, HELDOUT), "validation": (HELDOUT, HELDOUT + VALIDATION), "train": (HELDOUT + VALIDATION, None)}
+    bounds = {
+        "heldout": (0, HELDOUT),
+        "validation": (HELDOUT, HELDOUT + VALIDATION),
+        "train": (HELDOUT + VALIDATION, None),
+    }
     assert split in bounds, f"split {split!r} is not one of {', '.join([*bounds, 'out-of-domain'])}"
     start, stop = bounds[split]
     return every[start:stop]
@@ -94,7 +98,9 @@ class LettersTeacher:
         text = ""
         while len(text) < MAX_COMPLETION_LENGTH and rng.random() >= 1 / SYMBOLS:
             text += rng.choice(ALPHABET)
-        return text or "."  # a data set has no empty completions; noise this short is one in twelve of one in a thousand
+        return (
+            text or "."
+        )  # a data set has no empty completions; noise this short is one in twelve of one in a thousand
 
     def logprob(self, prompt: str, completion: str, finished: bool = True) -> float:
         """Return log p_T(completion | prompt), nats.
@@ -106,7 +112,9 @@ class LettersTeacher:
         return math.log((1 - NOISE) * valid + noise)
 
 
-def letters_metrics(student: Any, config: Any, split: str, temperature: float, *, samples: int = 4, seed: int = 0) -> dict[str, float]:
+def letters_metrics(
+    student: Any, config: Any, split: str, temperature: float, *, samples: int = 4, seed: int = 0
+) -> dict[str, float]:
     """Measure a student on a split at a sampling temperature.
 
     validity, modes (effective number of valid strings in use, exp of their entropy given validity) and kl_teacher_student
@@ -115,7 +123,11 @@ def letters_metrics(student: Any, config: Any, split: str, temperature: float, *
     """
     teacher, prompts = LettersTeacher(), letters_prompts(split)
     valid = [teacher.valid(prompt) for prompt in prompts]
-    rows = [encode(student.tokenizer, prompt, text) for prompt, strings in zip(prompts, valid, strict=True) for text in strings]
+    rows = [
+        encode(student.tokenizer, prompt, text)
+        for prompt, strings in zip(prompts, valid, strict=True)
+        for text in strings
+    ]
     logprobs = student.logprobs_of(rows, temperature, config.token_budget).sum(1).double()
     exact = _exact(logprobs, [list(strings.values()) for strings in valid])
     rollouts = student.generate(prompts, config, seed=seed, num_generations=samples, temperature=temperature)
@@ -144,5 +156,3 @@ def _exact(logprobs: Tensor, teacher_probs: list[list[float]]) -> dict[str, floa
         totals["modes"] += math.exp(-(given.exp() * given).sum().item())
         totals["kl_teacher_student"] += (p * (p.log() - own)).sum().item()
     return {name: total / len(teacher_probs) for name, total in totals.items()}
-
-

@@ -46,7 +46,7 @@ def student_probs(params: Tensor) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """Return KL(p || q) = sum p (log p - log q), in nats, exactly. p, q (60,) -> scalar; p may have zeros, q may not."""
+    """Return KL(p || q) = sum p (log p - log q), in nats, exactly. p and q (60,) -> scalar; only p may have zeros."""
     return (torch.xlogy(p, p) - p * q.log()).sum()
 
 
@@ -122,7 +122,7 @@ def play(
     The student starts from `start`, by default `seqkd(seed)`; D first trains on it alone for `warmup_steps`. With
     `frozen` D never moves again. The student's rate falls linearly to `final_fraction` of itself; D's stays.
     Yields student_metrics and step, reward (mean score), reward_std, discriminator/accuracy (share of pairs that the D
-    of before the update ranks right), student_probs (60,), scores (60,). The same arguments give the same numbers.
+    of before the update ranks right, a tie as half), student_probs (60,), scores (60,). Repeatable: all draws use `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     teacher = teacher_probs()
@@ -134,7 +134,7 @@ def play(
         y_t = _sample(teacher, samples, generator)
         y_s = _sample(student_probs(params.detach()), samples, generator)
         rewards = scores.detach()[y_s]  # the scores of before this step's update
-        accuracy = (scores.detach()[y_t].unsqueeze(1) > rewards).double().mean()
+        accuracy = ((scores.detach()[y_t].unsqueeze(1) - rewards).sign().mean() + 1) / 2  # ties count half
         if step < 0 or not frozen:
             # One prompt, so every teacher completion may meet every student completion: (B,) against (B, N).
             _update(discriminator, bradley_terry_loss(scores[y_t], scores[y_s].expand(samples, samples)))

@@ -1,0 +1,173 @@
+"""The command line: demo, distill, evaluate, report, check. Every config field is a flag."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from minigad import __version__
+from minigad.config import CHOICES, PRESETS, GADConfig, UserError, make_config
+
+__all__ = ["main"]
+
+METHODS = ("gad", "seqkd", "soda")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status. What the user can mend is one sentence on stderr and status 2."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except (UserError, FloatingPointError) as error:
+        print(f"minigad: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minigad: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minigad", description="Generative Adversarial Distillation, from a toy to a real student."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo", help="toy language, no download: SeqKD, published GAD, best GAD, report; about 3 minutes"
+    )
+    demo.add_argument("--output-dir", default="run-demo")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tenth of the steps, to see that everything works; the numbers mean nothing",
+    )
+    demo.set_defaults(command=_demo)
+    distill = commands.add_parser("distill", help="train a student on prompts and a teacher's completions")
+    distill.add_argument(
+        "--data", required=True, help="JSONL of prompt and completion, messages, or content and teacher_response"
+    )
+    distill.add_argument(
+        "--eval-data", help="held-out rows of the same form; else --eval-fraction of the prompts is held out"
+    )
+    distill.add_argument("--method", choices=METHODS, default="gad")
+    _add_config_flags(distill)
+    distill.set_defaults(command=_distill)
+    evaluate = commands.add_parser("evaluate", help="measure a run's student on held-out prompts")
+    evaluate.add_argument("run")
+    evaluate.add_argument("--data", required=True)
+    evaluate.add_argument(
+        "--temperature", type=float, help="default: the run's; 0 is not allowed, since likelihoods are measured too"
+    )
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.set_defaults(command=_evaluate)
+    report = commands.add_parser("report", help="write a run's report.html again")
+    report.add_argument("run")
+    report.set_defaults(command=_report)
+    check = commands.add_parser("check", help="say what this machine has and what minigad will use")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _add_config_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset", help=f"where the other settings come from: {', '.join(PRESETS)}; default: the student's own"
+    )
+    group = parser.add_argument_group("config fields (default: the preset's)")
+    hints = get_type_hints(GADConfig)
+    for field in dataclasses.fields(GADConfig):
+        flag = "--" + field.name.replace("_", "-")
+        if hints[field.name] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+        elif get_args(hints[field.name]):
+            group.add_argument(
+                flag, type=lambda text: tuple(text.split(",")), default=argparse.SUPPRESS, metavar="A,B,..."
+            )
+        else:
+            group.add_argument(flag, type=hints[field.name], choices=CHOICES.get(field.name), default=argparse.SUPPRESS)
+
+
+def _config(args: argparse.Namespace) -> GADConfig:
+    names = {field.name for field in dataclasses.fields(GADConfig)}
+    overrides = {name: value for name, value in vars(args).items() if name in names}
+    student = overrides.get("student", "toy")
+    preset = args.preset or (student if student in PRESETS else "smollm2-135m")
+    return make_config(preset, overrides)
+
+
+def _distill(args: argparse.Namespace) -> int:
+    config = _config(args)  # before the imports: a wrong flag is answered at once
+    from minigad.run import distill
+
+    folder = distill(config, args.data, args.eval_data, args.method)
+    print(f"wrote {folder}/student and {folder}/report.html")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from minigad.toy.demo import demo
+
+    demo(Path(args.output_dir), args.seed, quick=args.quick)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from minigad.data import load_pairs
+    from minigad.evaluate import evaluate
+    from minigad.report import write_report
+    from minigad.run import read_run, write_json
+    from minigad.student import Student
+
+    if args.temperature is not None and args.temperature <= 0:
+        raise UserError(
+            f"--temperature is {args.temperature}; it must be above 0, since likelihoods are measured at it"
+        )
+    config = GADConfig(**read_run(args.run)["config"]["config"])
+    dataset, _ = load_pairs(args.data)
+    student = Student.from_pretrained(Path(args.run) / "student", config)
+    metrics, samples = evaluate(student, dataset, config, temperature=args.temperature, seed=args.seed)
+    write_json(Path(args.run) / "evaluation.json", {"metrics": metrics, "samples": samples})
+    write_report(args.run)
+    print("\n".join(f"{name:24s} {value:.4f}" for name, value in metrics.items()))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from minigad.report import write_report
+    from minigad.run import read_run
+
+    read_run(args.run)
+    print(f"wrote {write_report(Path(args.run))}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    from minigad.hub import cache_folder
+
+    rows: list[tuple[str, Any]] = [("python", platform.python_version()), ("minigad", __version__)]
+    for package in ("torch", "transformers", "peft", "datasets", "bitsandbytes", "openai", "vllm", "torchao"):
+        try:
+            rows.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((package, "not installed"))
+    cuda = torch.cuda.is_available()
+    rows.append(("device", torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"))
+    bf16 = torch.cuda.get_device_capability() >= (8, 0) if cuda else True
+    rows.append(
+        (
+            "dtype of the base",
+            "bfloat16" if bf16 else "float16: this GPU has no bfloat16 (compute capability below 8.0)",
+        )
+    )
+    rows.append(("model cache", cache_folder()))
+    print("\n".join(f"{name:18s} {value}" for name, value in rows))
+    return 0

@@ -1,0 +1,164 @@
+"""One figure an idea: a run's curves, its lengths, the frontier of quality and diversity, the one-dimensional world.
+
+Every function returns a matplotlib Figure made without pyplot: nothing global changes, nothing needs a display, and
+nobody has to close it. A notebook shows the figure that a cell ends with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from minigad.evaluate import words_of
+
+__all__ = ["COLOURS", "plot_1d", "plot_frontier", "plot_lengths", "plot_run"]
+
+# Okabe and Ito's palette: told apart with any colour vision. The four players keep their colours in every figure.
+COLOURS = {"teacher": "#009E73", "student": "#0072B2", "discriminator": "#D55E00", "reference": "#7F7F7F"}
+METHOD_COLOURS = ["#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = "osD^vP"
+STYLES = ["-", "--", "-.", ":"]
+
+Curve = tuple[str, str, str, str]  # phase, metric, label, whose colour
+SFT: list[Curve] = [
+    ("warmup", "loss", "student, warm-up", "student"),
+    ("seqkd", "loss", "student, SeqKD", "student"),
+    ("discriminator_sft", "loss", "discriminator", "discriminator"),
+    ("gad", "sft_loss", "student, in the game", "reference"),
+]
+REWARD: Curve = ("gad", "reward", "reward of the student", "student")
+MARGIN: Curve = ("gad", "discriminator/margin", "margin, teacher − student", "discriminator")
+ACCURACY: list[Curve] = [("gad", "discriminator/accuracy", "training prompts", "discriminator")]
+PANELS: list[tuple[str, str, list[Curve]]] = [
+    ("Cross-entropy on teacher text", "loss (nats/token)", SFT),
+    ("DPO", "loss (nats/pair)", [("dpo", "loss", "student", "student")]),
+    ("Scores", "score", [REWARD, MARGIN]),
+    ("Discriminator accuracy", "share of pairs ranked right", ACCURACY),
+    ("Completion length", "tokens", [("gad", "completions/mean_length", "student", "student")]),
+    ("Entropy of the student", "nats/token", [("gad", "entropy", "student", "student")]),
+    ("KL to the reference", "nats/token", [("gad", "kl", "student", "reference")]),
+]
+
+
+def plot_run(metrics: list[dict[str, Any]]) -> Figure:
+    """Draw a run's metrics, one panel a subject and only panels that have data.
+
+    Faint is each step, bold a running mean. The discriminator's warm-up lies at the steps up to 0.
+    """
+    panels = [panel for panel in PANELS if any(len(_points(metrics, c[0], c[1])[0]) for c in panel[2])]
+    if not panels:
+        return _nothing("no training metrics")
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(9, 2.8 * rows), layout="constrained")
+    for i, (title, unit, curves) in enumerate(panels):
+        axes = figure.add_subplot(rows, 2, i + 1)
+        _labels(axes, title, "step of the phase" if "loss" in unit else "step of the game", unit)
+        for phase, key, label, who in curves:
+            if any(m["phase"] == phase and key in m for m in metrics):
+                _curve(axes, *_points(metrics, phase, key), label, COLOURS[who])
+        if curves is ACCURACY:
+            _chance(axes, metrics)
+        if len(axes.get_legend_handles_labels()[0]) > 1:
+            _legend(axes)
+    return figure
+
+
+def _points(metrics: list[dict[str, Any]], phase: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    found = [(m["step"], m[key]) for m in metrics if m["phase"] == phase and key in m]
+    if phase == "gad":  # what the discriminator's warm-up measured too comes before the game
+        early = [(m["step"], m[key]) for m in metrics if m["phase"] == "discriminator_warmup" and key in m]
+        found = [(step - early[-1][0], value) for step, value in early] + found
+    points = np.array(found, dtype=float).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
+
+
+def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
+    width = len(steps) // 40
+    if width > 1:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
+        steps, values = steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
+    axes.plot(steps, values, color=colour, label=label, marker="." if len(steps) < 20 else None)
+
+
+def _chance(axes: Axes, metrics: list[dict[str, Any]]) -> None:
+    steps, values = _points(metrics, "gad", "discriminator/accuracy_eval")
+    if len(steps):
+        axes.plot(steps, values, "D", color="black", markersize=4, label="held-out prompts")
+    axes.axhline(0.5, color=COLOURS["reference"], linestyle="--", linewidth=1, label="chance")
+    axes.set_ylim(-0.02, 1.02)
+
+
+def plot_lengths(samples: Sequence[dict[str, Any]]) -> Figure:
+    """Draw how long the texts of evaluation samples are, teacher against student, in words; dashed are the means."""
+    if not samples:
+        return _nothing("no samples")
+    counts = {who: [len(words_of(sample[who])) for sample in samples] for who in ("teacher", "student")}
+    longest = max(max(values) for values in counts.values())
+    width = longest // 30 + 1
+    bins = np.arange(0, longest + 2 * width, width) - 0.5  # whole numbers in the middle of their bar
+    figure, axes = _single(3)
+    for who, values in counts.items():
+        axes.hist(values, bins.tolist(), color=COLOURS[who], alpha=0.5, label=who)
+        axes.axvline(float(np.mean(values)), color=COLOURS[who], linestyle="--")
+    _labels(axes, "Length of completions on held-out prompts", "words", "completions")
+    _legend(axes)
+    return figure
+
+
+def plot_frontier(
+    curves: dict[str, list[tuple[float, float, float]]], x_label: str, y_label: str, title: str = ""
+) -> Figure:
+    """Draw a line a method through its (x, y, temperature) points, each point marked with its temperature."""
+    figure, axes = _single(5)
+    for i, (method, points) in enumerate(curves.items()):
+        colour = COLOURS.get(method, METHOD_COLOURS[i % len(METHOD_COLOURS)])
+        axes.plot(
+            [p[0] for p in points], [p[1] for p in points], color=colour, marker=MARKERS[i % len(MARKERS)], label=method
+        )
+        for x, y, temperature in points:
+            axes.annotate(f"{temperature:g}", (x, y), (4, 5), textcoords="offset points", fontsize="small")
+    _labels(axes, title or "Small numbers are temperatures", x_label, y_label)
+    if curves:
+        _legend(axes)
+    return figure
+
+
+def plot_1d(teacher: Tensor, students: dict[str, Tensor]) -> Figure:
+    """Draw the one-dimensional world: bars for the teacher's probabilities, a line a student; all (categories,)."""
+    figure, axes = _single(4)
+    axes.bar(range(len(teacher)), teacher.tolist(), width=0.9, color=COLOURS["teacher"], alpha=0.4, label="teacher")
+    for i, (method, probabilities) in enumerate(students.items()):
+        colour, style = METHOD_COLOURS[i % len(METHOD_COLOURS)], STYLES[i % len(STYLES)]
+        axes.plot(probabilities.tolist(), color=colour, linestyle=style, label=method)
+    _labels(axes, "", "category", "probability")
+    _legend(axes)
+    return figure
+
+
+def _single(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(9, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _labels(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def _legend(axes: Axes) -> None:
+    for text in axes.legend(frameon=False, fontsize="small").get_texts():
+        text.set_parse_math(False)  # a method's name may hold a dollar sign
+
+
+def _nothing(message: str) -> Figure:
+    figure, axes = _single(1)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, message, ha="center", va="center")
+    return figure

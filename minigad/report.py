@@ -1,0 +1,171 @@
+"""A run as one HTML file: nothing is fetched, nothing is executed, and every text of a model is shown as text."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minigad.config import GADConfig
+
+__all__ = ["write_report"]
+
+NUM_SAMPLES = 20
+PACKAGES = ["torch", "transformers", "peft", "datasets", "scikit-learn"]
+# Marks that reorder text, control characters, and halves of characters, which UTF-8 cannot hold.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# What comes first in the table, and how to read it; all else follows as it was written.
+MEANINGS = {
+    "honest_auc": "a fresh classifier tells teacher from student on unseen prompts: 0.5 is chance, lower is better",
+    "bayes_auc": "the best that any classifier can do: 0.5 is chance, lower is better",
+    "kl_student_teacher": "KL(student || teacher), nats a completion: what the student says that the teacher would not",
+    "kl_teacher_student": "KL(teacher || student), nats a completion: what the teacher says that the student would not",
+    "nll": "negative log-likelihood of held-out teacher text at temperature 1, nats a token",
+    "entropy": "entropy of the student's completions, nats a completion: falls when it drops modes",
+    "f1_2": "overlap of word pairs with the teacher's nearest answer, 0 to 1",
+    "distinct_2": "share of different word pairs in the student's texts; compare with the teacher's",
+    "teacher_distinct_2": "the same for the teacher",
+    "mean_words": "words a completion of the student",
+    "teacher_mean_words": "words a completion of the teacher",
+    "clipped_ratio": "share of completions cut off at the length limit",
+}
+BESIDE = ("_low", "_high", "_ceiling", "_se")
+
+STYLE = """
+:root { color-scheme: light dark; --line: #ccc; --quiet: #595959 }
+@media (prefers-color-scheme: dark) { :root { --line: #555; --quiet: #b5b5b5 } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; width: 100% } td { padding: .25rem .6rem; vertical-align: top; overflow-wrap: anywhere }
+td { border-bottom: 1px solid var(--line) } td:nth-child(2) { min-width: 9rem } h3, .note, td + td + td { color: var(--quiet) }
+figure, article { border: 1px solid var(--line); border-radius: .5rem; margin: 1rem 0; padding: .6rem }
+figure { background: #fff } img { width: 100%; display: block } h3 { font-size: .85rem; margin: .4rem 0 .1rem }
+pre { font: inherit; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere } .pair { display: grid; gap: 0 1.5rem }
+@media (min-width: 640px) { .pair { grid-template-columns: 1fr 1fr } }
+"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write report.html into a run's folder and return its path; UserError if the folder holds no run.
+
+    One file with its figures inside, no script, no link. Shows what is there and names what is missing.
+    """
+    from minigad.run import read_run  # run imports this module
+
+    path = Path(folder) / "report.html"
+    temporary = path.with_name(".report.html.tmp")
+    temporary.write_text(_page(read_run(folder)), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _page(run: dict[str, Any]) -> str:
+    record, evaluation = run["config"], run["evaluation"]
+    title = f"minigad: {record.get('method', 'run')} of {record['config'].get('student', '?')}"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{_text(title)}</title><style>{STYLE}</style></head>
+<body><h1>{_text(title)}</h1>
+<h2>Held-out prompts</h2>{_evaluation(evaluation)}
+<h2>Training</h2>{_training(run["metrics"])}
+<h2>Samples</h2>{_samples(evaluation, run["samples"])}
+<h2>Settings</h2>{_settings(record)}
+<h2>Versions</h2>{_versions()}
+</body></html>
+"""
+
+
+def _text(value: Any) -> str:
+    """Escape a value for HTML, and show what would reorder or hide text as ⟨U+202E⟩."""
+    return html.escape(HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", str(value)))
+
+
+def _table(rows: Sequence[tuple[Any, ...]]) -> str:
+    return "<table>" + "".join(f"<tr>{''.join(f'<td>{_text(v)}</td>' for v in row)}</tr>" for row in rows) + "</table>"
+
+
+def _note(sentence: str) -> str:
+    return f'<p class="note">{sentence}</p>'
+
+
+def _evaluation(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None:
+        return _note("Not evaluated: the run has no evaluation.json.")
+    metrics = evaluation["metrics"]
+    main = [(name, _beside(name, metrics), meaning) for name, meaning in MEANINGS.items() if name in metrics]
+    rest = [(name, _number(metrics[name])) for name in metrics if name not in MEANINGS and not name.endswith(BESIDE)]
+    return _table(main) + (f"<details><summary>All other measures</summary>{_table(rest)}</details>" if rest else "")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _beside(name: str, metrics: dict[str, Any]) -> str:
+    """A number with what it must be read beside: its interval, its standard error, its ceiling."""
+    parts = [_number(metrics[name])]
+    if f"{name}_se" in metrics:
+        parts.append(f"± {_number(metrics[f'{name}_se'])} (standard error)")
+    if f"{name}_low" in metrics:
+        parts.append(f"(95%: {_number(metrics[f'{name}_low'])} to {_number(metrics[f'{name}_high'])})")
+    if f"{name}_ceiling" in metrics:
+        parts.append(f"; the teacher against itself: {_number(metrics[f'{name}_ceiling'])}")
+    return " ".join(parts).replace(" ;", ";")
+
+
+def _training(metrics: list[dict[str, Any]]) -> str:
+    from minigad.plots import plot_run
+
+    if not metrics:
+        return _note("No training metrics: metrics.jsonl is missing or empty.")
+    return _figure(plot_run(metrics), "Training curves: losses, scores, discriminator accuracy, length, entropy, KL")
+
+
+def _figure(figure: Any, alt: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<figure><img alt="{_text(alt)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _samples(evaluation: dict[str, Any] | None, training: list[dict[str, Any]]) -> str:
+    from minigad.plots import plot_lengths
+
+    if evaluation is None or not evaluation["samples"]:
+        note = _note("The last samples of training." if training else "No samples.")
+        return note + "".join(map(_sample, training[-NUM_SAMPLES:]))
+    samples = evaluation["samples"]
+    lengths = _figure(plot_lengths(samples), "Words of held-out completions, teacher and student")
+    note = _note(f"The first {min(NUM_SAMPLES, len(samples))} of {len(samples)} held-out prompts, not chosen.")
+    return lengths + note + "".join(map(_sample, samples[:NUM_SAMPLES]))
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    cut = "" if sample.get("finished", True) else " (cut off)"
+    parts = [("Prompt", "prompt"), ("Teacher", "teacher"), (f"Student{cut}", "student")]
+    cells = [f'<div><h3>{title}</h3><pre dir="auto">{_text(sample[key])}</pre></div>' for title, key in parts]
+    return f'<article>{cells[0]}<div class="pair">{cells[1]}{cells[2]}</div></article>'
+
+
+def _settings(record: dict[str, Any]) -> str:
+    defaults = json.loads(json.dumps(dataclasses.asdict(GADConfig())))  # as config.json holds them: no tuples
+    about = [(name, value) for name, value in record.items() if name != "config"]
+    chosen = [row for row in record["config"].items() if row[1] != defaults.get(row[0])]
+    kept = [row for row in record["config"].items() if row not in chosen]
+    changed = [(name, value, f"default {defaults.get(name)}") for name, value in chosen]
+    return _table(about + changed) + f"<details><summary>Settings at their default</summary>{_table(kept)}</details>"
+
+
+def _versions() -> str:
+    rows = [("python", platform.python_version())] + [(name, importlib.metadata.version(name)) for name in PACKAGES]
+    return _note("Of the machine that wrote this page.") + _table(rows)
