@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from minigad.config import UserError
+from minigad.config import GADConfig, UserError
 
-__all__ = ["Prompt", "Row", "decode", "encode", "encode_completion", "encode_prompt", "prompt_text"]
+__all__ = ["Prompt", "Row", "decode", "encode", "encode_all", "encode_completion", "encode_prompt", "prompt_text"]
 
 # A prompt is a string (one user message) or a conversation [{"role": ..., "content": ...}, ...].
 Prompt = str | list[dict[str, str]]
@@ -47,6 +47,20 @@ def encode(
         prompt_ids = prompt_ids[-max_prompt_length:]
     completion_ids = encode_completion(tokenizer, completion, finished)[:max_completion_length]
     return Row(tuple(prompt_ids), tuple(completion_ids))
+
+
+def encode_all(tokenizer: Any, prompts: Sequence[Prompt], completions: Sequence[str], config: GADConfig) -> list[Row]:
+    """Encode finished completions, with the config's limits."""
+    return [
+        encode(
+            tokenizer,
+            prompt,
+            completion,
+            max_prompt_length=config.max_prompt_length,
+            max_completion_length=config.max_completion_length,
+        )
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:

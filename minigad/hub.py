@@ -10,18 +10,15 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from filelock import FileLock, Timeout
@@ -191,26 +188,23 @@ def _from_hub(hub_id: str, progress: bool) -> Path:
 
 
 def _reachable(endpoint: str) -> bool:
-    """Ask once, briefly: the hub's client would retry for minutes where packets are dropped.
+    """Ask once, briefly: the hub's client has no timeout of its own where a connection is taken but never answered.
 
-    In a thread, as no timeout covers the name lookup. Behind a proxy the proxy is asked: it resolves the names.
+    In a thread, as no timeout covers the name lookup. Any answer counts; the client knows proxies and certificates.
     """
-    url = urlsplit(endpoint)
-    proxies = {} if urllib.request.proxy_bypass(url.hostname or "") else urllib.request.getproxies()
-    if proxy := proxies.get(url.scheme) or proxies.get("all"):
-        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    port = url.port or {"http": 80, "https": 443}.get(url.scheme, 1080)
     answered = threading.Event()
-    probe = threading.Thread(target=_probe, args=(url.hostname or "", port, answered), daemon=True)
+    probe = threading.Thread(target=_probe, args=(endpoint, answered), daemon=True)
     probe.start()
     probe.join(PROBE_SECONDS)
     return answered.is_set()
 
 
-def _probe(host: str, port: int, answered: threading.Event) -> None:
+def _probe(endpoint: str, answered: threading.Event) -> None:
+    from huggingface_hub import get_session
+
     try:
-        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
-    except OSError:
+        get_session().head(endpoint, timeout=PROBE_SECONDS)
+    except _hub_errors():
         return
     answered.set()
 
@@ -246,6 +240,8 @@ def _acquire_lock(folder: Path) -> FileLock:
 
 def _build(target: Path, progress: bool) -> None:
     """Make the folder beside the target and rename it into place: a crash leaves no target. The caller has the lock."""
+    for stale in target.parent.glob(f".{CONVERTED}-*"):  # half a gigabyte each, left by a killed process
+        shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{CONVERTED}-", dir=target.parent))
     try:
         gguf = _extract(_download(work), work, progress)

@@ -1,7 +1,6 @@
 """One figure an idea: a run's curves, its lengths, the frontier of quality and diversity, the one-dimensional world.
 
-Every function returns a matplotlib Figure made without pyplot: nothing global changes, nothing needs a display, and
-nobody has to close it. A notebook shows the figure that a cell ends with.
+Every function returns a matplotlib Figure made without pyplot: no global state, no display, nothing to close.
 """
 
 from __future__ import annotations
@@ -50,16 +49,16 @@ def plot_run(metrics: list[dict[str, Any]]) -> Figure:
 
     Faint is each step, bold a running mean. The discriminator's warm-up lies at the steps up to 0.
     """
-    panels = [panel for panel in PANELS if any(len(_points(metrics, c[0], c[1])[0]) for c in panel[2])]
-    if not panels:
-        return _nothing("no training metrics")
+    present = {(m["phase"].replace("discriminator_warmup", "gad"), key) for m in metrics for key in m}
+    panels = [panel for panel in PANELS if any(curve[:2] in present for curve in panel[2])]
+    assert panels, f"no metrics of training among {len(metrics)} steps"
     rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(9, 2.8 * rows), layout="constrained")
     for i, (title, unit, curves) in enumerate(panels):
         axes = figure.add_subplot(rows, 2, i + 1)
         _labels(axes, title, "step of the phase" if "loss" in unit else "step of the game", unit)
         for phase, key, label, who in curves:
-            if any(m["phase"] == phase and key in m for m in metrics):
+            if (phase, key) in present:
                 _curve(axes, *_points(metrics, phase, key), label, COLOURS[who])
         if curves is ACCURACY:
             _chance(axes, metrics)
@@ -95,8 +94,7 @@ def _chance(axes: Axes, metrics: list[dict[str, Any]]) -> None:
 
 def plot_lengths(samples: Sequence[dict[str, Any]]) -> Figure:
     """Draw how long the texts of evaluation samples are, teacher against student, in words; dashed are the means."""
-    if not samples:
-        return _nothing("no samples")
+    assert samples, "no samples"
     counts = {who: [len(words_of(sample[who])) for sample in samples] for who in ("teacher", "student")}
     longest = max(max(values) for values in counts.values())
     width = longest // 30 + 1
@@ -117,14 +115,11 @@ def plot_frontier(
     figure, axes = _single(5)
     for i, (method, points) in enumerate(curves.items()):
         colour = COLOURS.get(method, METHOD_COLOURS[i % len(METHOD_COLOURS)])
-        axes.plot(
-            [p[0] for p in points], [p[1] for p in points], color=colour, marker=MARKERS[i % len(MARKERS)], label=method
-        )
+        axes.plot(*list(zip(*points, strict=True))[:2], color=colour, marker=MARKERS[i % len(MARKERS)], label=method)
         for x, y, temperature in points:
             axes.annotate(f"{temperature:g}", (x, y), (4, 5), textcoords="offset points", fontsize="small")
     _labels(axes, title or "Small numbers are temperatures", x_label, y_label)
-    if curves:
-        _legend(axes)
+    _legend(axes)
     return figure
 
 
@@ -133,8 +128,7 @@ def plot_1d(teacher: Tensor, students: dict[str, Tensor]) -> Figure:
     figure, axes = _single(4)
     axes.bar(range(len(teacher)), teacher.tolist(), width=0.9, color=COLOURS["teacher"], alpha=0.4, label="teacher")
     for i, (method, probabilities) in enumerate(students.items()):
-        colour, style = METHOD_COLOURS[i % len(METHOD_COLOURS)], STYLES[i % len(STYLES)]
-        axes.plot(probabilities.tolist(), color=colour, linestyle=style, label=method)
+        axes.plot(probabilities.tolist(), STYLES[i % 4], color=METHOD_COLOURS[i % len(METHOD_COLOURS)], label=method)
     _labels(axes, "", "category", "probability")
     _legend(axes)
     return figure
@@ -155,10 +149,3 @@ def _labels(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 def _legend(axes: Axes) -> None:
     for text in axes.legend(frameon=False, fontsize="small").get_texts():
         text.set_parse_math(False)  # a method's name may hold a dollar sign
-
-
-def _nothing(message: str) -> Figure:
-    figure, axes = _single(1)
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, message, ha="center", va="center")
-    return figure

@@ -33,24 +33,23 @@ MEANINGS = {
     "nll": "negative log-likelihood of held-out teacher text at temperature 1, nats a token",
     "entropy": "entropy of the student's completions, nats a completion: falls when it drops modes",
     "f1_2": "overlap of word pairs with the teacher's nearest answer, 0 to 1",
-    "distinct_2": "share of different word pairs in the student's texts; compare with the teacher's",
-    "teacher_distinct_2": "the same for the teacher",
+    "distinct_2": "share of different word pairs among the student's texts; falls with the number of texts",
     "mean_words": "words a completion of the student",
-    "teacher_mean_words": "words a completion of the teacher",
     "clipped_ratio": "share of completions cut off at the length limit",
 }
-BESIDE = ("_low", "_high", "_ceiling", "_se")
+BESIDE = {"{}_se": "(s.e. {})", "{}_low": "(95%: {}", "{}_high": "to {})", "{}_ceiling": "; teacher against itself: {}"}
+BESIDE["teacher_{}"] = "; teacher: {}"
 
 STYLE = """
 :root { color-scheme: light dark; --line: #ccc; --quiet: #595959 }
 @media (prefers-color-scheme: dark) { :root { --line: #555; --quiet: #b5b5b5 } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% } td { padding: .25rem .6rem; vertical-align: top; overflow-wrap: anywhere }
-td { border-bottom: 1px solid var(--line) } td:nth-child(2) { min-width: 9rem } h3, .note, td + td + td { color: var(--quiet) }
+table { border-collapse: collapse; width: 100% } h3, .note, td + td + td { color: var(--quiet) }
+td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; vertical-align: top; overflow-wrap: anywhere }
+td + td { min-width: 9rem } h3 { font-size: .85rem; margin: .4rem 0 .1rem } .pair { display: grid; gap: 0 1.5rem }
 figure, article { border: 1px solid var(--line); border-radius: .5rem; margin: 1rem 0; padding: .6rem }
-figure { background: #fff } img { width: 100%; display: block } h3 { font-size: .85rem; margin: .4rem 0 .1rem }
-pre { font: inherit; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere } .pair { display: grid; gap: 0 1.5rem }
-@media (min-width: 640px) { .pair { grid-template-columns: 1fr 1fr } }
+figure { background: #fff } img { width: 100% } pre { font: inherit; margin: 0; white-space: pre-wrap }
+pre { overflow-wrap: anywhere } @media (min-width: 640px) { .pair { grid-template-columns: 1fr 1fr } }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -103,7 +102,8 @@ def _evaluation(evaluation: dict[str, Any] | None) -> str:
         return _note("Not evaluated: the run has no evaluation.json.")
     metrics = evaluation["metrics"]
     main = [(name, _beside(name, metrics), meaning) for name, meaning in MEANINGS.items() if name in metrics]
-    rest = [(name, _number(metrics[name])) for name in metrics if name not in MEANINGS and not name.endswith(BESIDE)]
+    shown = {key.format(name) for name in MEANINGS for key in ("{}", *BESIDE)}
+    rest = [(name, _number(value)) for name, value in metrics.items() if name not in shown]
     return _table(main) + (f"<details><summary>All other measures</summary>{_table(rest)}</details>" if rest else "")
 
 
@@ -113,13 +113,8 @@ def _number(value: Any) -> str:
 
 def _beside(name: str, metrics: dict[str, Any]) -> str:
     """A number with what it must be read beside: its interval, its standard error, its ceiling."""
-    parts = [_number(metrics[name])]
-    if f"{name}_se" in metrics:
-        parts.append(f"± {_number(metrics[f'{name}_se'])} (standard error)")
-    if f"{name}_low" in metrics:
-        parts.append(f"(95%: {_number(metrics[f'{name}_low'])} to {_number(metrics[f'{name}_high'])})")
-    if f"{name}_ceiling" in metrics:
-        parts.append(f"; the teacher against itself: {_number(metrics[f'{name}_ceiling'])}")
+    found = [(metrics[key.format(name)], words) for key, words in BESIDE.items() if key.format(name) in metrics]
+    parts = [_number(metrics[name]), *(words.format(_number(value)) for value, words in found)]
     return " ".join(parts).replace(" ;", ";")
 
 

@@ -227,7 +227,7 @@ def progress(stream: Iterable[Metrics], totals: dict[str, int]) -> Iterator[Metr
     """
     from tqdm import tqdm
 
-    terminal, bar, phase, said = sys.stderr.isatty(), None, None, 0.0
+    terminal, bar, phase, said = sys.stderr.isatty(), None, "", 0.0
     try:
         for metrics in stream:
             if metrics["phase"] != phase:

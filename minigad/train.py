@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigad.chat import Prompt, Row, encode
+from minigad.chat import Prompt, Row, encode_all
 from minigad.config import GADConfig
 from minigad.data import batch_indices
 from minigad.discriminator import Discriminator, Scores, last_token
@@ -83,7 +83,7 @@ def gad(
         optimizer = None if config.freeze_discriminator else judge
         rewards, metrics = discriminator_step(discriminator, optimizer, rollouts, completions)
         advantages = _advantages(rewards, rollouts, config)
-        teacher = _encode(student, prompts, completions, config) if config.sft_weight else []
+        teacher = encode_all(student.tokenizer, prompts, completions, config) if config.sft_weight else []
         metrics |= student_step(student, player, rollouts.rows, advantages, config, teacher)
         average.update(student)
         metrics |= _completion_metrics(rollouts) | _cost(rollouts.rows, started)
@@ -107,7 +107,7 @@ def soda(student: Student, dataset: Any, config: GADConfig) -> Iterator[Metrics]
     yield from fit_teacher_text(student, dataset, config, "warmup", config.warmup_epochs, config.warmup_learning_rate)
     reference = student.freeze_reference()
     prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
-    chosen = _encode(student, prompts, completions, config)
+    chosen = encode_all(student.tokenizer, prompts, completions, config)
     rejected = _rollouts(student, prompts, config, "soda", 0, num_generations=1).rows
     parameters = list(student.parameters().values())
     optimizer = _adamw(parameters, config.dpo_learning_rate)
@@ -221,7 +221,7 @@ def fit_teacher_text(
     model: LanguageModel, dataset: Any, config: GADConfig, phase: str, epochs: float, learning_rate: float
 ) -> Iterator[Metrics]:
     """Train any language model by cross-entropy on the teacher's text: the student, or the one inside a discriminator."""
-    rows = _encode(model, list(dataset["prompt"]), list(dataset["completion"]), config)
+    rows = encode_all(model.tokenizer, list(dataset["prompt"]), list(dataset["completion"]), config)
     parameters = list(model.parameters().values())
     optimizer = _adamw(parameters, learning_rate)
     steps = _num_steps(epochs, len(rows), config.warmup_batch_size)
@@ -265,7 +265,7 @@ def _dpo_step(
         ref = reference.logprobs_of(rows, token_budget=config.token_budget).sum(1).chunk(2)
         with student.active(train=True):
             new = student.logprobs(rows)[0].sum(1).chunk(2)
-            loss = dpo_loss(*new, *ref, beta=config.dpo_beta) * len(chunk) / len(chosen)
+            loss = dpo_loss(new[0], new[1], ref[0], ref[1], config.dpo_beta) * len(chunk) / len(chosen)
             loss.backward()
         loss_sum += loss.item()
         correct += (new[0] - ref[0] > new[1] - ref[1]).float().sum().item()
@@ -365,21 +365,6 @@ def _rollouts(
 ) -> Rollouts:
     seed = _seed(config, f"{phase}/{step}")
     return student.generate(prompts, config, seed=seed, num_generations=num_generations or config.num_generations)
-
-
-def _encode(
-    model: LanguageModel, prompts: Sequence[Prompt], completions: Sequence[str], config: GADConfig
-) -> list[Row]:
-    return [
-        encode(
-            model.tokenizer,
-            prompt,
-            completion,
-            max_prompt_length=config.max_prompt_length,
-            max_completion_length=config.max_completion_length,
-        )
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
 
 
 def _batch(dataset: Any, step: int, size: int, seed: int) -> tuple[list[Prompt], list[str]]:

@@ -20,6 +20,7 @@ import torch
 from minigad import hub
 from minigad.config import UserError
 
+CONNECT = socket.create_connection
 CONTENT = b"GGUF and some weights" * 1000
 
 
@@ -218,43 +219,41 @@ def test_the_probe_is_short_where_packets_are_dropped(monkeypatch: pytest.Monkey
     """A name lookup or connection that hangs is given up after PROBE_SECONDS, not after the client's minutes."""
     release = threading.Event()
 
-    def hang(address: tuple[str, int], timeout: float) -> None:
+    def hang(*args: object, **options: object) -> None:
         release.wait(20)
         raise OSError("timed out")
 
     monkeypatch.setattr(socket, "create_connection", hang)
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.1)
     started = time.monotonic()
-    assert not hub._reachable("https://hub.invalid")
+    assert not hub._reachable("http://127.0.0.1:9")
     assert time.monotonic() - started < 5
     release.set()
 
 
-@pytest.mark.parametrize(
-    ("proxy", "address"),
-    [
-        ("", ("hub.invalid", 443)),
-        ("http://proxy.invalid:3128", ("proxy.invalid", 3128)),
-        ("proxy.invalid", ("proxy.invalid", 80)),
-    ],
-)
-def test_the_probe_asks_the_proxy_if_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, proxy: str, address: tuple[str, int]
-) -> None:
-    """Behind a proxy the hub's own name often does not resolve; the proxy is what must answer."""
-    asked: list[tuple[str, int]] = []
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"])
+def test_the_probe_wants_an_answer_not_a_connection(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    """The client waits without end for a server that takes a connection and is silent; any answer is one."""
+    monkeypatch.setattr(socket, "create_connection", CONNECT)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 5.0 if answer else 0.3)
+    huggingface_hub.close_session()  # a client reads the proxies when it is made
+    with socket.create_server(("127.0.0.1", 0)) as server:
 
-    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
-        asked.append(address)
-        return socket.socket()
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer)
+                done.wait(10)
 
-    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    if proxy:
-        monkeypatch.setenv("https_proxy", proxy)
-    monkeypatch.setattr(socket, "create_connection", connect)
-    assert hub._reachable("https://hub.invalid")
-    assert asked == [address]
+        done = threading.Event()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert hub._reachable(f"http://127.0.0.1:{server.getsockname()[1]}") == bool(answer)
+        done.set()
+        thread.join(10)
+    huggingface_hub.close_session()
 
 
 # the wheel
@@ -337,6 +336,13 @@ def test_a_crash_leaves_no_target(cache: Path, monkeypatch: pytest.MonkeyPatch, 
             hub.resolve("smollm2-135m")
     assert leftovers(cache) == []
     assert (hub.resolve("smollm2-135m") / hub.MANIFEST).is_file()
+
+
+def test_what_a_killed_process_left_is_swept(no_hub: list[list[str]], cache: Path) -> None:
+    """No `finally` runs after kill -9, and a half-made conversion is half a gigabyte."""
+    make_model_folder(cache / f".{hub.CONVERTED}-dead" / hub.CONVERTED)
+    assert hub.resolve("smollm2-135m") == cache / hub.CONVERTED
+    assert leftovers(cache) == [hub.CONVERTED]
 
 
 def _shorten(folder: Path) -> None:
@@ -456,6 +462,18 @@ def test_a_model_is_loaded_in_the_dtype_asked_for(tmp_path: Path, capfd: pytest.
     assert not loaded.training
     torch.testing.assert_close(loaded.lm_head.weight, saved.lm_head.weight.to(torch.bfloat16), rtol=0, atol=0)
     assert "Loading weights" not in capfd.readouterr().err
+
+
+def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    """Even where a folder reaches `load_model` unchecked and its pickle is a good one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=7, **sizes))
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        hub.load_model(tmp_path, torch.float32, torch.device("cpu"))
 
 
 # the real thing

@@ -69,7 +69,7 @@ def test_page_refers_to_nothing_outside(tmp_path):
 def test_headline_is_read_beside_its_interval_and_ceiling(tmp_path):
     """honest_auc stands with its interval and ceiling in one cell; 20 of 30 samples are shown, marked as cut."""
     page = full_run(tmp_path / "run")
-    assert "0.6123 (95%: 0.55 to 0.67); the teacher against itself: 0.52" in page
+    assert "0.6123 (95%: 0.55 to 0.67); teacher against itself: 0.52" in page
     assert page.count("<article>") == 20
     assert page.count("Student (cut off)") == 20
     assert page.count("default toy") == 1  # the one setting that was changed
@@ -114,14 +114,14 @@ def test_run_figure_has_panels_for_what_was_measured():
 
 
 def test_figures_draw_without_pyplot_state():
-    """Every figure can be saved, also of nothing and with a dollar sign in a name, and pyplot learns of none."""
+    """Every figure can be saved, also of one step or with a dollar sign in a name, and pyplot learns of none."""
     import io
 
     from matplotlib import pyplot
 
     figures = [
-        plot_run([]),
-        plot_lengths([]),
+        plot_run(metrics_of(1)),
+        plot_run(metrics_of(1)[1:3]),  # stopped within the discriminator's warm-up
         plot_lengths([sample_of("")]),
         plot_lengths([sample_of("one two three " * 50)]),
         plot_frontier({"gad $x": [(0.1, 0.2, 1.0), (0.2, 0.1, 0.5)], "seqkd": [(0.3, 0.3, 1.0)]}, "x", "y"),

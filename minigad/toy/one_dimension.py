@@ -122,7 +122,7 @@ def play(
     The student starts from `start`, by default `seqkd(seed)`; D first trains on it alone for `warmup_steps`. With
     `frozen` D never moves again. The student's rate falls linearly to `final_fraction` of itself; D's stays.
     Yields student_metrics and step, reward (mean score), reward_std, discriminator/accuracy (share of pairs that the D
-    of before the update ranks right, a tie as half), student_probs (60,), scores (60,). Repeatable: all draws use `seed`.
+    of before the update ranks right, a tie as half), student_probs (60,), scores (60,). All draws come from `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     teacher = teacher_probs()

@@ -1,0 +1,231 @@
+# %% [markdown]
+# # GAD in one sitting
+#
+# **You will learn** what Generative Adversarial Distillation does, why imitation alone falls short, and what the game
+# costs: first where every number is exact, then with a small language model.
+#
+# **You need** a CPU. Nothing is downloaded. **It takes** about three minutes of computing.
+#
+# If minigad is missing, run `%pip install minigad` first.
+
+# %%
+# %matplotlib inline
+import os
+
+import torch
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+
+
+def size(auto: float, smoke: float) -> float:
+    """Pick a number for this run; the project's tests set MINIGAD_PROFILE=smoke and take the small one."""
+    return {"auto": auto, "smoke": smoke}[os.environ.get("MINIGAD_PROFILE", "auto")]
+
+
+torch.set_num_threads(1)  # models this small only lose time to a second thread
+
+# %% [markdown]
+# ## The game, in one line
+#
+# A teacher can be sampled but not opened: you have its text, no probabilities. Two players (arXiv 2511.10643, Eq 1):
+#
+# $$\max_G \min_D \; \mathbb{E}\left[-\log \sigma\big(D(y_t) - D(y_s)\big)\right]$$
+#
+# $G$: the student. $D$: the discriminator, which gives a text a score. $y_t$, $y_s$: a completion by teacher, by
+# student. $\sigma$: the logistic function. $\mathbb{E}$: the mean over prompts and samples. $D$ learns to rank the
+# teacher higher; its score is the student's reward.
+
+# %% [markdown]
+# ### By hand, once
+#
+# The bracket is the Bradley-Terry loss, from the model of who wins a match. One teacher completion with score 1.2
+# meets four student completions of the same prompt. The loss is near 0 if $D$ ranks every pair right and sure of it,
+# and $\log 2 \approx 0.693$ if it cannot tell.
+
+# %%
+from minigad.losses import bradley_terry_loss
+
+teacher_scores = torch.tensor([1.2])  # (B,): one prompt
+student_scores = torch.tensor([[0.3, -0.5, 1.9, 0.8]])  # (B, N): four completions of it
+
+margin = teacher_scores.unsqueeze(1) - student_scores
+by_hand = -torch.log(torch.sigmoid(margin)).mean()
+
+assert torch.allclose(by_hand, bradley_terry_loss(teacher_scores, student_scores))
+print(f"loss {by_hand:.3f}")
+
+# %% [markdown]
+# ## A world of one dimension
+#
+# One prompt; a completion is one of 60 categories. The teacher has two modes. The student is a single bell curve, too
+# small to have both, as a small model is too small for its teacher.
+#
+# Imitation first. SeqKD trains on the teacher's samples by cross-entropy, which lowers
+# $\mathrm{KL}(T \,\|\, G)$, the cost of missing what the teacher does. So the student covers everything, the gap too.
+
+# %%
+from minigad.plots import COLOURS, plot_1d
+from minigad.toy.one_dimension import oracle, play, seqkd, student_metrics, student_probs, teacher_probs
+
+teacher = teacher_probs()
+start = seqkd(seed=0)
+imitation = student_metrics(start)
+print(f"SeqKD: centre {imitation['mu']:.1f}, width {imitation['sigma']:.1f}, ", end="")
+print(f"{imitation['mass_on_modes']:.0%} of its mass on the modes")
+
+# %% [markdown]
+# Now the game, from that student. At each step both players see 64 samples: the discriminator, a table of 60 scores,
+# takes one Bradley-Terry step; the student takes one policy-gradient step towards what scored above its group's mean.
+# `play` yields after each step, so the figure moves while it trains.
+
+# %%
+live = display(plot_1d(teacher, {"student": student_probs(start)}), display_id=True)
+history = []
+for metrics in play(1200, seed=0, start=start):
+    history.append(metrics)
+    if metrics["step"] % 100 == 0:
+        figure = plot_1d(teacher, {"student": metrics["student_probs"]})
+        figure.axes[0].set_title(f"step {metrics['step']}")
+        live.update(figure)
+
+# %% [markdown]
+# With a perfect discriminator, the game is known to lower $\mathrm{KL}(G \,\|\, T)$, the cost of saying what the
+# teacher would not. Here that can be checked: `oracle` descends this KL exactly, without samples or discriminator. The
+# game, which saw samples only, should end within 0.05 nats of it.
+
+# %%
+best = student_metrics(oracle(start))
+game = history[-1]
+
+for name in ("kl_student_teacher", "kl_teacher_student"):
+    print(f"{name}: SeqKD {imitation[name]:.2f}, game {game[name]:.2f}, oracle {best[name]:.2f}")
+
+assert abs(game["kl_student_teacher"] - best["kl_student_teacher"]) < 0.05
+
+# %%
+plot_1d(teacher, {"SeqKD": student_probs(start), "GAD": game["student_probs"]})
+
+# %% [markdown]
+# Read both numbers. The game's student says only what the teacher might say, and one of the teacher's two modes is
+# gone: $\mathrm{KL}(T \,\|\, G)$ went *up*. That is the trade of this method. It is a gain if you want every answer
+# to be good, a loss if you want all the teacher's ways.
+
+# %% [markdown]
+# ## A language with a known teacher
+#
+# A prompt is 3 to 5 letters. The teacher writes them in one of four orders, with or without commas, and ends with `.`
+# or `!`: sixteen right ways. The student is a Llama of 11 thousand weights, trained by the code that trains a real
+# model. Its discriminator is a second small Llama: `score = log-probability under it - under the student`.
+
+# %%
+from minigad import PRESETS, Discriminator, Student, gad, warmup
+from minigad.toy.letters import letters_dataset, letters_metrics, letters_tokenizer
+
+config = PRESETS["toy"].replace(
+    max_completion_length=16,
+    warmup_epochs=size(25, 0.2),
+    discriminator_sft_epochs=size(10, 0.2),
+    max_steps=int(size(150, 2)),
+)
+data = letters_dataset(8000, seed=0)
+student = Student.load(config, tokenizer=letters_tokenizer())
+discriminator = Discriminator.load(config, student)
+print(data[0], data[1], sep="\n")
+
+# %% [markdown]
+# **Warm-up** is imitation of both players: the student learns the teacher's text (SeqKD), then the discriminator
+# does, then it compares the two for a few steps. `validity` is the share of a student's text that is one of the
+# sixteen right ways; 1 is perfect. It is summed exactly, not sampled.
+
+# %%
+for metrics in warmup(student, discriminator, data, config):
+    if metrics["step"] % 500 == 0:
+        print(f"{metrics['phase']:20s} step {metrics['step']:4d}  loss {metrics['loss']:.3f} nats a token")
+
+before = letters_metrics(student, config, "heldout", temperature=1.0)
+print(f"validity after warm-up: {before['validity']:.2f}")
+
+
+# %% [markdown]
+# **The game.** The reward is the discriminator's mean score of the student's text, a log-ratio: below 0 while the
+# discriminator's Llama knows better than the student what the teacher writes, 0 when both agree. It is no measure of
+# quality, since the judge moves too. So we watch validity beside it, on validation prompts that neither player trains
+# on.
+
+
+# %%
+def draw(rewards: list[float], validity: dict[int, float]) -> Figure:
+    """Draw the judge's opinion beside the truth."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(range(1, len(rewards) + 1), rewards, color=COLOURS["student"])
+    left.set(title="Reward of the student", xlabel="step", ylabel="mean score")
+    right.plot(list(validity), list(validity.values()), color=COLOURS["student"], marker="o")
+    right.set(title="Validity on validation prompts", xlabel="step", ylabel="share of text")
+    return figure
+
+
+# %%
+rewards: list[float] = []
+validity = {0: letters_metrics(student, config, "validation", 1.0)["validity"]}
+live = display(draw(rewards, validity), display_id=True)
+for metrics in gad(student, discriminator, data, config):
+    rewards.append(metrics["reward"])
+    if metrics["step"] % size(50, 2) == 0:
+        validity[metrics["step"]] = letters_metrics(student, config, "validation", 1.0)["validity"]
+        live.update(draw(rewards, validity))
+
+# %% [markdown]
+# The last step's samples: what the teacher wrote for a prompt, and three of the student's eight attempts at it.
+
+# %%
+for sample in metrics["samples"][:3]:
+    print("{prompt}   teacher {teacher:12s} student {student:12s} score {score:+.2f}".format(**sample))
+
+# %% [markdown]
+# ## What was gained, what was paid
+#
+# On held-out prompts, once more with both divergences. `modes` is how many of the right ways the student in effect
+# uses: the exponential of their entropy. The teacher has 15.9.
+
+# %%
+after = letters_metrics(student, config, "heldout", temperature=1.0)
+lines = ["| | validity | modes | KL(G‖T) | KL(T‖G) |", "|---|---|---|---|---|"]
+names = ("validity", "modes", "kl_student_teacher", "kl_teacher_student")
+for method, result in (("SeqKD (the warm-up)", before), ("GAD", after)):
+    lines.append(f"| {method} | " + " | ".join(f"{result[name]:.2f}" for name in names) + " |")
+Markdown("\n".join(lines))
+
+# %% [markdown]
+# RESULTS_TEXT
+
+# %% [markdown]
+# ## Recap
+#
+# 1. SeqKD lowers KL(T‖G): it covers, and it puts mass where the teacher has none.
+# 2. The game lowers KL(G‖T) from samples alone: a discriminator ranks, the student climbs its score.
+# 3. Quality and coverage trade against each other, so report both.
+
+# %% [markdown]
+# ## Exercise 1
+#
+# The student has become the teacher, and the discriminator can only give every text the same score. What is its
+# Bradley-Terry loss, in nats? *Hint: `bradley_terry_loss` on equal scores, or think of* $\sigma(0)$. Replace the dots;
+# the cell is silent when you are right.
+
+# %%
+loss_when_equal = ...
+
+assert loss_when_equal is ... or abs(loss_when_equal - bradley_terry_loss(torch.zeros(1), torch.zeros(1, 4))) < 1e-3
+
+# %% [markdown]
+# ## Exercise 2
+#
+# Play the one-dimensional game against a discriminator that stops learning when the game begins, for 1,200 steps.
+# *Hint: `play(..., frozen=True)` from the same `start`; take the last metrics, as `game` did.* Before you run it: will
+# the student's width `sigma` be larger or smaller than the game's, and why?
+
+# %%
+frozen_game = ...
+
+assert frozen_game is ... or frozen_game["sigma"] < game["sigma"]

@@ -1,0 +1,102 @@
+"""Build the notebooks: each NN_*.py (jupytext, percent format) becomes an executed .ipynb beside it.
+
+    python notebooks/build.py            convert and execute all, or those named
+    python notebooks/build.py --check    only compare: is each committed .ipynb made from its source?
+
+The .py is the source. Never edit an .ipynb by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+__all__ = ["convert", "execute", "same_source", "sources"]
+
+FOLDER = Path(__file__).parent
+SECONDS_A_CELL = 1800
+
+
+def sources() -> list[Path]:
+    """Return the sources, in the order of their numbers."""
+    return sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+
+
+def convert(source: Path) -> Any:
+    """Return the notebook of a source, without outputs; its cells are named by their position, so that diffs stay small."""
+    notebook = jupytext.read(source)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for i, cell in enumerate(notebook.cells):
+        cell["id"], cell["metadata"] = f"cell-{i:02d}", {}
+    return notebook
+
+
+def execute(notebook: Any) -> None:
+    """Run all cells in a fresh kernel that imports the minigad of this checkout; a cell that raises, raises here."""
+    path = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    metadata = dict(notebook.metadata)
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS_A_CELL,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(FOLDER)}},
+    )
+    client.execute(env={**os.environ, "PYTHONPATH": path})
+    notebook.metadata = metadata  # the kernel adds its own version: not for the repository
+    _join_streams(notebook)
+
+
+def _join_streams(notebook: Any) -> None:
+    """Join neighbouring pieces of a stream: where a kernel cuts its text is chance."""
+    for cell in notebook.cells:
+        joined: list[Any] = []
+        for output in cell.get("outputs", []):
+            if joined and output.output_type == "stream" and joined[-1].get("name") == output.name:
+                joined[-1].text += output.text
+            else:
+                joined.append(output)
+        if "outputs" in cell:
+            cell.outputs = joined
+
+
+def same_source(source: Path) -> bool:
+    """Say whether the .ipynb beside a source holds the very cells of that source, outputs aside."""
+    built = json.loads(source.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    expected = [(cell.id, cell.cell_type, cell.source) for cell in convert(source).cells]
+    return expected == [(cell["id"], cell["cell_type"], "".join(cell["source"])) for cell in built["cells"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Convert and execute the notebooks.")
+    parser.add_argument("names", nargs="*", help="sources, for example 00_gad_in_one_sitting.py (default: all)")
+    parser.add_argument(
+        "--check", action="store_true", help="compare sources with committed notebooks; execute nothing"
+    )
+    arguments = parser.parse_args()
+    chosen = [FOLDER / Path(name).name for name in arguments.names] or sources()
+    if arguments.check:
+        stale = [source.name for source in chosen if not same_source(source)]
+        sys.exit(f"not built from their source: {', '.join(stale)}; run python notebooks/build.py" if stale else 0)
+    for source in chosen:
+        notebook = convert(source)
+        execute(notebook)
+        nbformat.validate(notebook)
+        nbformat.write(notebook, source.with_suffix(".ipynb"))
+        print(f"built {source.with_suffix('.ipynb').name}")
+
+
+if __name__ == "__main__":
+    main()
