@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a tenth of the steps, to see that everything works; the numbers mean nothing",
     )
     demo.set_defaults(command=_demo)
-    distill = commands.add_parser("distill", help="train a student on prompts and a teacher's completions")
+    distill = commands.add_parser(
+        "distill", allow_abbrev=False, help="train a student on prompts and a teacher's completions"
+    )
     distill.add_argument(
         "--data", required=True, help="JSONL of prompt and completion, messages, or content and teacher_response"
     )

@@ -52,7 +52,7 @@ def token_advantages(token_rewards: Tensor, completion_mask: Tensor, scale: str 
     """
     assert token_rewards.shape == completion_mask.shape, (token_rewards.shape, completion_mask.shape)
     alive = completion_mask.to(token_rewards.dtype)
-    token_rewards = token_rewards * alive
+    token_rewards = torch.where(completion_mask.bool(), token_rewards, 0.0)
     total = token_rewards.sum(-1)
     earned = (token_rewards.cumsum(-1) - token_rewards) * alive
     earned = earned - alive * earned.sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp_min(1)
@@ -143,13 +143,15 @@ def grpo_loss(
     its gradient that of log p. logprobs, old, ref, mask (R, T); advantages (R,) or (R, T). `num_tokens` is the step's total when
     the step is split. Returns a scalar; does not step any optimizer.
     """
-    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    # Padding is emptied before exp, not after: an overflow there would be a NaN in the gradient, whatever the loss says.
+    logprobs = torch.where(completion_mask.bool(), logprobs, 0.0)
+    old = logprobs.detach() if old_logprobs is None else torch.where(completion_mask.bool(), old_logprobs, 0.0)
     advantages = advantages.unsqueeze(-1) if advantages.dim() == 1 else advantages
     ratio = torch.exp(logprobs - old)
     losses = -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
     if beta > 0:
         assert ref_logprobs is not None, f"beta={beta} needs ref_logprobs"
-        losses = losses + beta * kl_k3(logprobs, ref_logprobs)
+        losses = losses + beta * kl_k3(logprobs, torch.where(completion_mask.bool(), ref_logprobs, 0.0))
     return _token_mean(losses, completion_mask, num_tokens)
 
 

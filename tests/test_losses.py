@@ -463,3 +463,17 @@ def test_dpo_loss_gradient() -> None:
     dpo_loss(*inputs).backward()
     assert (inputs[0].grad < 0).all()
     assert (inputs[1].grad > 0).all()
+
+
+def test_garbage_in_padding_reaches_neither_value_nor_gradient():
+    """A masked NaN or overflow must not spoil the gradient of every parameter."""
+    logprobs = torch.tensor([[-1.0, -1.0]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    for garbage in (1e3, float("nan")):
+        ref = torch.tensor([[-1.0, garbage]])
+        loss = grpo_loss(logprobs, torch.ones(1), mask, old_logprobs=ref, ref_logprobs=ref, beta=0.1)
+        (gradient,) = torch.autograd.grad(loss, logprobs)
+        assert gradient.tolist() == [[-1.0, 0.0]]
+    rewards = torch.tensor([[[1.0, float("nan")], [2.0, 1.0]]])
+    alive = torch.tensor([[[True, False], [True, True]]])
+    assert bool(torch.isfinite(token_advantages(rewards, alive)).all())

@@ -1,0 +1,116 @@
+"""Write the README's tables and figure from benchmarks/results/, so that no number in it was typed.
+
+python benchmarks/tables.py            # rewrite README.md and benchmarks/results/frontier.png
+python benchmarks/tables.py --check    # exit 1 if the README and the results disagree
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from results import FOLDER, Row, mean_std, read_results, select, table
+
+README = Path(__file__).parent.parent / "README.md"
+ONE_DIMENSION = ["kl_student_teacher", "kl_teacher_student", "sigma", "mass_on_modes", "cpu_seconds"]
+LETTERS = ["validity", "kl_student_teacher", "kl_teacher_student", "entropy", "modes", "cpu_seconds"]
+
+
+def render() -> dict[str, str]:
+    """Return each table's text by name."""
+    one, letters = read_results("toy_1d"), read_results("toy_letters")
+    return {
+        "toy-1d": _with_source(one, table(one["rows"], ONE_DIMENSION)),
+        "toy-letters": _with_source(letters, table(letters["rows"], LETTERS, 1.0)),
+        "frontier": _frontier_table(letters["rows"]),
+    }
+
+
+def _with_source(record: dict[str, str], text: str) -> str:
+    return f"`{record['command']}` (commit {record['commit']}; {record['machine']}); mean ± standard deviation over seeds.\n\n{text}"
+
+
+def _frontier_table(rows: Sequence[Row]) -> str:
+    """Validity of a method less that of seqkd-equal-cpu where their curves over temperature have one entropy, or one number of modes."""
+    lines = ["| method | validity gained at equal entropy | validity gained at equal modes |", "|---|---|---|"]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        if method not in ("seqkd-equal-cpu", "teacher"):
+            lines.append(f"| {method} | {_gain(rows, method, 'entropy')} | {_gain(rows, method, 'modes')} |")
+    return "\n".join(lines)
+
+
+def _gain(rows: Sequence[Row], method: str, axis: str) -> str:
+    """Mean over the overlap of two curves, a value a seed; '-' where no seed's curves overlap on that axis."""
+    gains = []
+    for seed in sorted({r["seed"] for r in rows}):
+        ours, base = (_curve(rows, name, seed, axis) for name in (method, "seqkd-equal-cpu"))
+        low, high = max(ours[0][0], base[0][0]), min(ours[0][-1], base[0][-1])
+        if low < high:
+            grid = np.linspace(low, high, 21)
+            gains.append(float(np.mean(np.interp(grid, *ours) - np.interp(grid, *base))))
+    if not gains:
+        return "- (no overlap)"
+    deviation = statistics.stdev(gains) if len(gains) > 1 else 0.0
+    return f"{statistics.fmean(gains):+.3f} ± {deviation:.3f} ({len(gains)} seeds)"
+
+
+def _curve(rows: Sequence[Row], method: str, seed: int, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    points = sorted(
+        (r["metrics"][axis], r["metrics"]["validity"]) for r in rows if (r["method"], r["seed"]) == (method, seed)
+    )
+    return np.array([x for x, _ in points]), np.array([y for _, y in points])
+
+
+def draw() -> None:
+    """Draw the quality-coverage frontier of the letters language."""
+    from minigad.plots import plot_frontier
+
+    rows = read_results("toy_letters")["rows"]
+    temperatures = sorted({r["metrics"]["temperature"] for r in rows})
+    shown = (
+        "seqkd-equal-cpu",
+        "gad-implicit",
+        "frozen-implicit",
+        "gad-implicit-sft",
+        "gad-sequence",
+        "gad-prefix",
+        "soda",
+    )
+    curves = {
+        method: [
+            (*(mean_std(select(rows, method, t), axis)[0] for axis in ("modes", "validity")), t) for t in temperatures
+        ]
+        for method in shown
+    }
+    figure = plot_frontier(
+        curves, "valid strings in use (of 15.9)", "validity", "Letters language: quality against coverage, T = 0.5 to 1"
+    )
+    figure.savefig(FOLDER / "frontier.png", dpi=110)
+
+
+def fill(readme: str) -> str:
+    """Return the README with every table between its markers made anew."""
+    for name, text in render().items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
+        readme, count = re.subn(pattern, lambda m, text=text: m[1] + text + m[2], readme, flags=re.DOTALL)
+        assert count == 1, f"README.md has {count} places for the table {name}"
+    return readme
+
+
+def main() -> int:
+    """Rewrite, or check."""
+    old = README.read_text(encoding="utf-8")
+    new = fill(old)
+    if "--check" in sys.argv:
+        return int(old != new)
+    README.write_text(new, encoding="utf-8")
+    draw()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
