@@ -135,7 +135,7 @@ def run_seed(seed: int, split: str) -> list[Row]:
     bench.play("gad-prefix", **(HEAD | {"discriminator": "prefix"}))
     bench.play("frozen-sequence", freeze_discriminator=True, **HEAD)
     bench.imitate("seqkd-on-surrogate", EQUAL_CPU_EPOCHS / 2, *bench.surrogate_text())
-    cheat = letters_dataset(SIZE, seed, styles=(0, 1))
+    cheat = letters_dataset(SIZE, seed, styles=(2, 3))  # the two orders that this student can learn
     bench.imitate("seqkd-cheating", EQUAL_CPU_EPOCHS / 2, cheat)
     return bench.rows
 
