@@ -110,6 +110,8 @@ def load_language_model(name: str, config: GADConfig, *, adapter: str, tokenizer
         tokenizer = hub.load_tokenizer(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = hub.load_model(folder, getattr(torch, config.dtype), device)
+        # What a saved adapter will name as its base: a path on this machine would mean nothing on another.
+        model.name_or_path = hub.SHORT_NAMES.get(name, name)
     if config.lora_r == 0:
         return LanguageModel(model, tokenizer)
     return LanguageModel(_with_adapter(model, config, adapter), tokenizer, adapter)
