@@ -46,7 +46,7 @@ def _frontier_table(rows: Sequence[Row]) -> str:
 def _gain(rows: Sequence[Row], method: str, axis: str) -> str:
     """Mean over the overlap of two curves, a value a seed; '-' where no seed's curves overlap on that axis."""
     gains = []
-    for seed in sorted({r["seed"] for r in rows}):
+    for seed in sorted({r["seed"] for r in select(rows, method)}):
         ours, base = (_curve(rows, name, seed, axis) for name in (method, "seqkd-equal-cpu"))
         low, high = max(ours[0][0], base[0][0]), min(ours[0][-1], base[0][-1])
         if low < high:

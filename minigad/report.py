@@ -31,7 +31,7 @@ MEANINGS = {
     "kl_student_teacher": "KL(student || teacher), nats a completion: what the student says that the teacher would not",
     "kl_teacher_student": "KL(teacher || student), nats a completion: what the teacher says that the student would not",
     "nll": "negative log-likelihood of held-out teacher text at temperature 1, nats a token",
-    "entropy": "entropy of the student's completions, nats a completion: falls when it drops modes",
+    "entropy": "entropy of the student's completions, nats a token: falls when it drops modes",
     "f1_2": "overlap of word pairs with the teacher's nearest answer, 0 to 1",
     "distinct_2": "share of different word pairs among the student's texts; falls with the number of texts",
     "mean_words": "words a completion of the student",
