@@ -78,7 +78,6 @@ def draw() -> None:
         "gad-implicit-sft",
         "gad-sequence",
         "gad-prefix",
-        "soda",
     )
     curves = {
         method: [
