@@ -179,7 +179,7 @@ def test_identical_text_has_one_score_on_either_side(kind, data):
     assert metrics["discriminator/identical_pairs"] == 1.0
     assert metrics["discriminator/identical_text_gap"] < 1e-5
     assert metrics["discriminator/loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert metrics["discriminator/accuracy"] == pytest.approx(0.5, abs=0.5)
+    assert metrics["discriminator/margin"] == pytest.approx(0, abs=1e-5)  # an accuracy here is decided by rounding
 
 
 def test_rewards_go_to_the_last_token_where_the_sampled_ids_are_not_the_texts_own(data):
@@ -355,7 +355,7 @@ def test_the_teacher_is_a_distribution():
         assert sum(teacher.valid(prompt).values()) == pytest.approx(1)
     assert len(teacher.valid("cadb")) == 16
     assert len(teacher.valid("abc")) == 8  # as given is ascending, reversed is descending
-    assert teacher.logprob("abc", "zz"[:1], True) == pytest.approx(math.log(0.001 * 12.0**-2))
+    assert teacher.logprob("abc", "z", True) == pytest.approx(math.log(0.001 * 12.0**-2))
 
 
 def test_splits_share_no_prompt():
