@@ -13,10 +13,11 @@ import argparse
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from results import Row, row, run_timed, table, write_results
 
 from minigad import PRESETS
@@ -61,6 +62,7 @@ class Bench:
         *,
         start_epochs: float | None = None,
         surrogate_epochs: float | None = None,
+        data: Any = None,
     ) -> None:
         self.seed, self.split, self.temperatures = seed, split, temperatures
         preset = PRESETS["toy"]
@@ -71,10 +73,10 @@ class Bench:
             discriminator_sft_epochs=surrogate_epochs or preset.discriminator_sft_epochs,
         )
         self.tokenizer = letters_tokenizer()
-        self.data = letters_dataset(SIZE, seed)
+        self.data = data or letters_dataset(SIZE, seed)
         self.rows: list[Row] = []
         self.start, self.start_seconds = self._imitator(self.config.warmup_epochs, self.data)
-        self.surrogate, self.surrogate_seconds = self._surrogate("toy-large")
+        self.surrogate, self.surrogate_seconds = self.fit_surrogate("toy-large")
 
     def measure(self, method: str, student: Student, seconds: float) -> None:
         """Add a row for every temperature."""
@@ -98,18 +100,28 @@ class Bench:
         self.measure(method, student, seconds + extra_seconds)
 
     def play(
-        self, method: str, *, after_soda: bool = False, judge: type[Discriminator] = Discriminator, **changes: Any
+        self,
+        method: str,
+        *,
+        after_soda: bool = False,
+        judge: Callable[..., Discriminator] = Discriminator,
+        rank: int = 0,
+        extra_seconds: float = 0.0,
+        **changes: Any,
     ) -> None:
-        """The game from the warmed-up student, or from SODA's; the discriminator's language model starts from the surrogate."""
+        """The game from the warmed-up student, or from SODA's; the discriminator's language model starts from the surrogate.
+
+        With a `rank` both players train a LoRA adapter of it. `extra_seconds`: what was done for this method before.
+        """
         config = self.config.replace(warmup_epochs=0.0, discriminator_sft_epochs=0.0, **changes)
         name = config.discriminator_model
-        model, fitted = (self.surrogate, self.surrogate_seconds) if name == "toy-large" else self._surrogate(name)
-        student = self._student(self.start)
+        model, fitted = (self.surrogate, self.surrogate_seconds) if name == "toy-large" else self.fit_surrogate(name)
+        student = self._student(self.start, rank)
         seconds = run_timed(soda(student, self.data, config)) if after_soda else 0.0
-        discriminator = judge(self._student(model), student, config)
+        discriminator = judge(self._student(model, rank), student, config)
         seconds += run_timed(warmup(student, discriminator, self.data, config))
         seconds += run_timed(gad(student, discriminator, self.data, config))
-        self.measure(method, student, self.start_seconds + fitted + seconds)
+        self.measure(method, student, self.start_seconds + fitted + extra_seconds + seconds)
 
     def prefer(self, method: str) -> None:
         """SODA: DPO on static pairs, from the same warmed-up student."""
@@ -141,8 +153,12 @@ class Bench:
         pairs = [{"prompt": p, "completion": text or "."} for p, text in zip(prompts, texts, strict=True)]
         return Dataset.from_list(pairs), time.process_time() - started
 
-    def _student(self, like: LanguageModel) -> Student:
-        return Student(copy.deepcopy(like.model), self.tokenizer)
+    def _student(self, like: LanguageModel, rank: int = 0) -> Student:
+        if not rank:
+            return Student(copy.deepcopy(like.model), self.tokenizer)
+        torch.manual_seed(self.seed)
+        lora = LoraConfig(r=rank, lora_alpha=32, target_modules=list(self.config.lora_target_modules))
+        return Student(get_peft_model(copy.deepcopy(like.model), lora, "student"), self.tokenizer, "student")
 
     def _imitator(self, epochs: float, data: Any) -> tuple[Student, float]:
         student = Student.load(self.config, tokenizer=self.tokenizer)
@@ -151,9 +167,9 @@ class Bench:
         )
         return student, seconds
 
-    def _surrogate(self, name: str) -> tuple[LanguageModel, float]:
-        """Fit a language model of that size to the teacher's text."""
-        config = self.config.replace(discriminator_model=name)
+    def fit_surrogate(self, name: str, seed: int | None = None) -> tuple[LanguageModel, float]:
+        """Fit a language model of that size to the teacher's text, with this bench's seed or another; and its processor time."""
+        config = self.config.replace(discriminator_model=name, seed=self.seed if seed is None else seed)
         model = Discriminator.load(config, self.start).language_model
         epochs, rate = config.discriminator_sft_epochs, config.discriminator_sft_learning_rate
         return model, run_timed(fit_teacher_text(model, self.data, config, "discriminator_sft", epochs, rate))
