@@ -4,8 +4,8 @@
 
 Tiny Llamas with random weights and LoRA on a CPU, every completion at its full length, one size changed at a time from the
 same middle case, each in a process of its own. Seconds are the processor's, so that other work on the machine does not count.
-Memory is the most the process ever held, less what it held before the model
-was loaded: weights, adapters, optimizers and all that a step needs. The first step, which warms, is not counted.
+Memory is the most the process ever held, less what it held before the model was loaded: weights, adapters, optimizers and all that a step
+needs. The first step, which warms, is not counted.
 """
 
 from __future__ import annotations
@@ -144,11 +144,12 @@ def draw(rows: Sequence[Row]) -> Figure:
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
             axes.set(xlabel=axis if line else "", ylabel=label if column == 0 else "")
+    grid[0][0].annotate("dashed: in proportion", (0.97, 0.05), xycoords="axes fraction", ha="right", color="#595959")
     return figure
 
 
 def main() -> None:
-    """Run every case and write benchmarks/results/growth.json and growth.png."""
+    """Run every case and write benchmarks/results/growth.json; tables.py draws growth.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2, help="steps that are counted, of each case")
     parser.add_argument("--out", type=Path, default=FOLDER)
@@ -170,7 +171,6 @@ def main() -> None:
         "lora_r": RANK,
     }
     write_results("growth", f"python benchmarks/growth.py --repeats {args.repeats}", rows, about, args.out)
-    draw(rows).savefig(args.out / "growth.png", dpi=110)
     print(growth_table(rows))
 
 

@@ -1,6 +1,6 @@
-"""Write the tables of README.md and of docs/, and two figures, from benchmarks/results/: no number in them was typed.
+"""Write the tables of README.md and of docs/, and three figures, from benchmarks/results/: no number in them was typed.
 
-python benchmarks/tables.py            # rewrite the pages, benchmarks/results/frontier.png and bakeoff.png
+python benchmarks/tables.py            # rewrite the pages, and frontier.png, bakeoff.png and growth.png in benchmarks/results/
 python benchmarks/tables.py --check    # exit 1 if a page and the results disagree
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import bakeoff
+import growth
 from audit import audit_table
 from claims import claims_table
 from frontier import frontier_table
@@ -28,8 +29,8 @@ LETTERS = ["validity", "kl_student_teacher", "kl_teacher_student", "entropy", "m
 
 def render() -> dict[Path, dict[str, str]]:
     """Return each table's text, by page and name."""
-    names = ("toy_1d", "toy_letters", "smollm2", "gpu", "vs_trl", "collect_rate")
-    one, letters, real, gpu, trl, rate = (read_results(name) for name in names)
+    names = ("toy_1d", "toy_letters", "smollm2", "gpu", "vs_trl", "collect_rate", "growth")
+    one, letters, real, gpu, trl, rate, grown = (read_results(name) for name in names)
     readme = {
         "toy-1d": _source(one, "mean ± standard deviation over seeds") + table(one["rows"], ONE_DIMENSION),
         "toy-letters": _source(letters, "mean ± standard deviation over seeds") + table(letters["rows"], LETTERS, 1.0),
@@ -38,10 +39,11 @@ def render() -> dict[Path, dict[str, str]]:
         "gpu": _source(gpu, "one run") + _gpu_table(gpu),
         "vs-trl": _source(trl, "mean ± standard deviation over repeats, numbered as seeds")
         + table(trl["rows"], VS_TRL),
+        "growth": _source(grown, "means over repeats") + growth.growth_table(grown["rows"]),
         "collect-rate": _source(rate, "mean ± standard deviation over rounds")
         + table(rate["rows"], ["calls_a_second"]),
     }
-    made_by = {"kill": counts_table, "soak": counts_table}
+    made_by = {"kill": counts_table, "kill-smollm2-135m": counts_table, "soak": counts_table}
     rows_by = {"health": health_table, "audit": audit_table}
     records = {name: read_results(name) for name in (*made_by, *rows_by)}
     surviving = {name: _source(records[name], "one run") + make(records[name]) for name, make in made_by.items()}
@@ -139,6 +141,7 @@ def main() -> int:
         page.write_text(text, encoding="utf-8")
     draw()
     bakeoff.draw().savefig(FOLDER / "bakeoff.png", dpi=110)
+    growth.draw(read_results("growth")["rows"]).savefig(FOLDER / "growth.png", dpi=110)
     return 0
 
 
