@@ -39,7 +39,7 @@ SIZE = 8000
 EQUAL_CPU_EPOCHS = 110.0  # of SeqKD: the processor time of warm-up, surrogate and game together, to a few percent
 SFT_WEIGHT = 0.1  # of the cross-entropy beside the policy loss in gad-implicit-sft
 # ORPO-Distill and DIAL, chosen by tune_rivals.py; epochs and rounds so that the processor time is that of the games.
-ORPO: dict[str, Any] = {"epochs": 27.0, "learning_rate": 3e-3, "weight": 0.1}
+ORPO: dict[str, Any] = {"epochs": 27.0, "learning_rate": 1e-2, "weight": 0.1}
 DIAL: dict[str, Any] = {"discriminator": "implicit", "dpo_learning_rate": 3e-4}
 DIAL_ROUNDS: dict[str, Any] = {"rounds": 6, "prompts_a_round": 1024}
 # A head that judges whole texts learns more slowly than a log-ratio: more warm-up, a lower student rate.
