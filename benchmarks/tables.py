@@ -14,13 +14,15 @@ from typing import Any
 import bakeoff
 import growth
 from audit import audit_table
-from claims import claims_table
+from claims import claims_table, recipe_table, variants_table
 from frontier import frontier_table
 from health import health_table
 from results import FOLDER, counts_table, mean_std, read_results, select, table
 
 README = Path(__file__).parent.parent / "README.md"
-SURVIVING, BAKEOFF, CLAIMS = (README.parent / "docs" / f"{name}.md" for name in ("surviving", "bakeoff", "claims"))
+SURVIVING, BAKEOFF, CLAIMS, RECIPE = (
+    README.parent / "docs" / f"{name}.md" for name in ("surviving", "bakeoff", "claims", "recipe")
+)
 ONE_DIMENSION = ["kl_student_teacher", "kl_teacher_student", "sigma", "mass_on_modes", "cpu_seconds"]
 REAL = ["kl_student_teacher", "kl_teacher_student", "bayes_auc", "honest_auc", "mean_length", "cpu_seconds"]
 VS_TRL = ["seconds", "tokens_per_second", "peak_memory_gb", "times_trl_speed", "of_trl_memory"]
@@ -50,7 +52,15 @@ def render() -> dict[Path, dict[str, str]]:
     surviving |= {
         name: _source(records[name], "a value a seed") + make(records[name]["rows"]) for name, make in rows_by.items()
     }
-    return {README: readme, SURVIVING: surviving, BAKEOFF: _bakeoff(), CLAIMS: {"claims": claims_table()}}
+    return {README: readme, SURVIVING: surviving, BAKEOFF: _bakeoff(), CLAIMS: _claims(), RECIPE: {"recipe": recipe_table()}}
+
+
+def _claims() -> dict[str, str]:
+    changes = {
+        name: _source(read_results(name), "means over seeds; differences with their 95% interval") + variants_table(name)
+        for name in ("variants", "beyond")
+    }
+    return {"claims": claims_table()} | changes
 
 
 def _bakeoff() -> dict[str, str]:
