@@ -52,12 +52,19 @@ def render() -> dict[Path, dict[str, str]]:
     surviving |= {
         name: _source(records[name], "a value a seed") + make(records[name]["rows"]) for name, make in rows_by.items()
     }
-    return {README: readme, SURVIVING: surviving, BAKEOFF: _bakeoff(), CLAIMS: _claims(), RECIPE: {"recipe": recipe_table()}}
+    return {
+        README: readme,
+        SURVIVING: surviving,
+        BAKEOFF: _bakeoff(),
+        CLAIMS: _claims(),
+        RECIPE: {"recipe": recipe_table()},
+    }
 
 
 def _claims() -> dict[str, str]:
     changes = {
-        name: _source(read_results(name), "means over seeds; differences with their 95% interval") + variants_table(name)
+        name: _source(read_results(name), "means over seeds; differences with their 95% interval")
+        + variants_table(name)
         for name in ("variants", "beyond")
     }
     return {"claims": claims_table()} | changes
