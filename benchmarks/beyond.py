@@ -162,21 +162,22 @@ def _texts_a_prompt(bench: Bench, num: int) -> None:
     bench.rows += other.rows
 
 
-OTHERS: list[Callable[[Bench], None]] = [
-    _ensemble,
-    _saturated,
-    lambda bench: _texts_a_prompt(bench, 1),
-    lambda bench: _texts_a_prompt(bench, 8),
-]
+OTHERS: dict[str, Callable[[Bench], None]] = {
+    "ensemble of 3": _ensemble,
+    "texts a prompt: 1": lambda bench: _texts_a_prompt(bench, 1),
+    "texts a prompt: 8": lambda bench: _texts_a_prompt(bench, 8),
+    "from SeqKD to saturation": _saturated,
+}
 
 
-def run_seed(seed: int) -> list[Row]:
-    """Run everything with one seed."""
+def run_seed(seed: int, methods: Sequence[str]) -> list[Row]:
+    """Run methods with one seed."""
     bench = Bench(seed, "validation", TEMPERATURES)
-    for name, changes in VARIANTS.items():
-        bench.play(name, **(BASE | changes))
-    for run in OTHERS:
-        run(bench)
+    for name in methods:
+        if name in VARIANTS:
+            bench.play(name, **(BASE | VARIANTS[name]))
+        else:
+            OTHERS[name](bench)
     return bench.rows
 
 
@@ -184,12 +185,14 @@ def main() -> None:
     """Run the seeds that were asked for and write benchmarks/results/NAME.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[200, 201, 202])
+    every = [*VARIANTS, *OTHERS]
+    parser.add_argument("--methods", nargs="+", choices=every, default=every)
     parser.add_argument("--name", default="beyond", help="of the results file; parts of a run may go to several")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
     for seed in args.seeds:
-        rows += run_seed(seed)
+        rows += run_seed(seed, args.methods)
         command = f"python benchmarks/beyond.py --seeds {' '.join(map(str, args.seeds))}"
         write_results(args.name, command, rows, {"steps": STEPS, "temperatures": TEMPERATURES})
 
