@@ -4,7 +4,7 @@
 # **You will learn** what black-box distillation gets to see, how a file of text becomes token ids without a leak, and
 # which looks at the data save a week of training.
 #
-# **You need** a CPU. Nothing is downloaded: the data set comes with minigad. **It takes** half a minute of computing.
+# **You need** a CPU. Nothing is downloaded: the data set comes with minigad. **It takes** ten seconds of computing.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.
@@ -183,7 +183,7 @@ lengths = {
     "the same, held-out prompts": [len(text.split()) for text in heldout["completion"]],
 }
 alt = "Histograms of words a completion on training and on held-out prompts: most have 5 to 40, and they agree."
-show(plot_histogram(lengths, "words a completion"), alt)
+show(plot_histogram(lengths, "words a completion (dashed: the means)"), alt)
 means = [sum(values) / len(values) for values in lengths.values()]
 assert abs(means[0] - means[1]) < 4, means
 print(f"mean words: training {means[0]:.1f}, held out {means[1]:.1f}")

@@ -4,7 +4,7 @@
 # **You will learn** what cross-entropy on teacher text does well, why a student too small for its teacher then says things
 # that the teacher never would, and why the usual curve does not show it.
 #
-# **You need** a CPU, and notebook 01. Nothing is downloaded. **It takes** about two minutes of computing.
+# **You need** a CPU, and notebook 01. Nothing is downloaded. **It takes** about one minute of computing.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.

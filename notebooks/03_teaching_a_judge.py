@@ -4,7 +4,7 @@
 # **You will learn** how a discriminator (the judge, for short) learns to rank the teacher's text above the student's, what it
 # knows when it is done, and the two questions that expose a false one.
 #
-# **You need** a CPU, and notebook 02. Nothing is downloaded. **It takes** about two minutes of computing.
+# **You need** a CPU, and notebook 02. Nothing is downloaded. **It takes** about one minute of computing.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.
@@ -138,7 +138,7 @@ error = (learned - log_ratio).abs().max()
 
 assert error < 0.1, error
 x = list(range(60))
-lines = {"log p_T - log p_G": (x, log_ratio.tolist()), "discriminator, a dot a category": (x, learned.tolist())}
+lines = {"log p_T - log p_G": (x, log_ratio.tolist()), "discriminator": (x, learned.tolist())}
 masses = {"teacher": (x, p_teacher.tolist()), "student": (x, p_student.tolist())}
 figure = plot_panels({"Score, nats": lines, "Probability": masses}, "category")
 figure.axes[0].get_lines()[1].set(linestyle="none", marker="o", markersize=3)
@@ -215,7 +215,8 @@ show(plot_panels({"Share of pairs ranked right": accuracy}, "step of the discrim
 # %%
 theirs, ours = heldout_scores()
 alt = "Histograms of the scores of teacher and student completions; they overlap and the teacher's mean is higher."
-show(plot_histogram({"teacher": theirs.tolist(), "student": ours.tolist()}, "score, held-out prompts"), alt)
+both = {"teacher": theirs.tolist(), "student": ours.tolist()}
+show(plot_histogram(both, "score, held-out prompts (dashed: the means)"), alt)
 print(f"margin, prompt by prompt: mean {(theirs - ours).mean():+.2f}, above 0 in {(theirs > ours).float().mean():.0%}")
 
 # %% [markdown]

@@ -158,8 +158,8 @@ for text, a, old, new in zip(student_completions, advantages, logprobs.sum(1), a
 Markdown("\n".join(table))
 
 # %% [markdown]
-# The best rose, the worst fell. Those between may go either way, and `abc!` did: all four share the same weights, so that what
-# lowers the others' letters lowers its own.
+# The best rose, the worst fell. Those between may go either way: `abc!` fell, though its advantage is above 0. All four share
+# the same weights, and what lowers the others' letters lowers its own.
 
 # %% [markdown]
 # ## Staying close: KL from samples
