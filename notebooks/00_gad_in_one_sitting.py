@@ -42,9 +42,9 @@ torch.set_num_threads(1)  # models this small only lose time to a second thread
 #
 # $$\max_G \min_D \; \mathbb{E}\left[-\log \sigma\big(D(y_t) - D(y_s)\big)\right]$$
 #
-# $G$: the student. $D$: the discriminator, which gives a text a score. $y_t$, $y_s$: a completion by teacher, by
-# student. $\sigma(m) = 1/(1 + e^{-m})$: the logistic function. $\mathbb{E}$: the mean over prompts and samples. $D$ learns to
-# rank the teacher higher; its score is the student's reward.
+# $G$: the student. $D$: the discriminator (the *judge*, for short), which gives a text a score. $y_t$, $y_s$: a completion
+# by teacher, by student. $\sigma(m) = 1/(1 + e^{-m})$: the logistic function. $\mathbb{E}$: the mean over prompts and
+# samples. $D$ learns to rank the teacher higher; its score is the student's reward.
 
 # %% [markdown]
 # ### One step of it

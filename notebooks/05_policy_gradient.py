@@ -204,7 +204,7 @@ counts = torch.arange(1, len(y) + 1)
 shown = torch.logspace(1, 4.3, 200).long().clamp(max=len(y)) - 1
 running = {name: (k.cumsum(0) / counts)[shown] for name, k in estimators.items()}
 lines = {name: (counts[shown].tolist(), values.tolist()) for name, values in running.items()}
-lines["reference: the truth"] = ([10, len(y)], [truth, truth])
+lines["the KL"] = ([10, len(y)], [truth, truth])
 figure = plot_panels({"Estimated KL, nats": lines}, "samples (log scale)")
 figure.axes[0].set_xscale("log")
 alt = "Running means over samples: k1 and k3 reach the truth, k2 ends close by, the k3 with a wrong sign clearly above."
