@@ -4,7 +4,7 @@
 # **You will learn** what black-box distillation gets to see, how a file of text becomes token ids without a leak, and
 # which looks at the data save a week of training.
 #
-# **You need** a CPU. Nothing is downloaded: the data set comes with minigad. **It takes** half a minute of computing.
+# **You need** a CPU. Nothing is downloaded: the data set comes with minigad. **It takes** ten seconds of computing.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.
@@ -37,7 +37,7 @@ import torch
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
-from minigad.plots import COLOURS, plot_histogram, show
+from minigad.plots import COLOURS, METHOD_COLOURS, plot_histogram, show
 
 torch.set_num_threads(1)  # models this small only lose time to a second thread
 
@@ -56,8 +56,9 @@ torch.set_num_threads(1)  # models this small only lose time to a second thread
 # ## A teacher that is an open book
 #
 # To check claims we keep one teacher whose $p_T$ we wrote ourselves. A prompt is 3 to 5 letters; it writes them as given,
-# reversed, ascending or descending, with or without commas, and ends with `.` or `!`. Training code never gets to see the
-# probabilities; the notebooks use them to *measure*.
+# reversed, ascending or descending, with or without commas, and ends with `.` or `!`, all equally likely. One text in a
+# thousand is noise, symbols at random, so that no text is impossible. Training code never gets to see the probabilities;
+# the notebooks use them to *measure*.
 
 # %%
 from minigad.toy.letters import LettersTeacher
@@ -67,17 +68,18 @@ rng = random.Random(0)
 drawn = Counter(teacher.sample("cab", rng) for _ in range(4000))
 for text, count in drawn.most_common(3):
     print(f"{text:8s} drawn {count / 4000:.3f}   exact {math.exp(teacher.logprob('cab', text)):.3f}")
-print(f"{len(teacher.valid('cab'))} right answers, all equally likely")
+print(f"{len(teacher.valid('cab'))} right answers, of probability {min(teacher.valid('cab').values())} before noise")
 
 # %% [markdown]
-# Ask often enough, and the shares come near the probabilities. That is all that sampling gives: for real text, no
-# completion ever comes twice.
+# Ask often enough, and the shares come near the probabilities. That is all that sampling gives, and real text is longer:
+# a completion of a few sentences hardly ever comes twice, so its share says nothing.
 
 # %% [markdown]
 # ## A teacher of real text
 #
-# The embedded data set: short answers by SmolLM2-135M-Instruct behind a hidden conversation that taught it brevity. It is a
-# small model and says foolish things. That does not matter: the aim is to write *like the teacher*.
+# The data set that comes with minigad: 200 prompts, two short answers each, by SmolLM2-135M-Instruct behind a hidden
+# conversation that taught it brevity. It is a small model and says foolish things. That does not matter: the aim is to
+# write *like the teacher*.
 
 # %%
 from minigad import load_pairs
@@ -86,7 +88,7 @@ FILES = resources.files("minigad") / "assets" / "short_answers"
 train, report = load_pairs(str(FILES / "train.jsonl"))
 heldout, _ = load_pairs(str(FILES / "heldout.jsonl"))
 print(*report.lines()[1:], sep="\n")
-print(train[2]["prompt"], "->", train[2]["completion"])
+print(f"for example: {train[2]['prompt']}\n -> {train[2]['completion']}")
 
 # %% [markdown]
 # `load_pairs` reads every row before any model is loaded, and names the file, line and field of the first that is no use.
@@ -114,8 +116,8 @@ print(message)
 # ## One encoder for both sides
 #
 # Text becomes ids in one function, whoever wrote it: the prompt in its chat template, the completion's tokens, then exactly
-# one end token if it was finished, none if it was cut. A discriminator sees ids. If the two sides differ in anything but the
-# words, it will find that, and call it judgement (notebook 07).
+# one end token if it was finished, none if it was cut. A discriminator, the judge of notebook 00, sees ids. If the two sides
+# differ in anything but the words, it will find that, and call it judgement (notebook 07).
 
 # %%
 from minigad.chat import decode, encode
@@ -148,8 +150,8 @@ print("cut:", decode(tokenizer, cut.completion_ids))
 # %% [markdown]
 # ## Hold out prompts, not rows
 #
-# Each prompt has two completions here. Shuffle *rows*, and half of what you call unseen has its twin in training. So whole
-# prompts are held out, by a hash, and rows added later move none of them.
+# Nearly every prompt has two completions here. Shuffle *rows*, and most of what you call unseen has its twin in training. So
+# whole prompts are held out, chosen by a hash of the prompt: rows added later move none of them.
 
 # %%
 from minigad import split_by_prompt
@@ -166,42 +168,38 @@ leaked = sum(train[i]["prompt"] in seen for i in naive_out) / len(naive_out)
 assert not both
 print(f"by prompt: {len(kept)} rows to train, {len(out)} held out, none shared")
 print(f"by row: {leaked:.0%} of the held-out rows have a prompt that is also in training")
+assert leaked > 0.5
 
 # %% [markdown]
 # ## Look before you train
 #
 # Two looks at the teacher find most accidents: how long its texts are, and how they begin. Set a second sample beside the
-# first (here the held-out prompts): if *those two* differ, every comparison with a student will too.
+# first (here the same teacher's on held-out prompts): if *those two* differ, every comparison with a student will too.
+# **Expect** about 18 words on both, and the same words in front.
 
 # %%
 lengths = {
     "teacher, training prompts": [len(text.split()) for text in train["completion"]],
-    "held-out prompts": [len(text.split()) for text in heldout["completion"]],
+    "the same, held-out prompts": [len(text.split()) for text in heldout["completion"]],
 }
 alt = "Histograms of words a completion on training and on held-out prompts: most have 5 to 40, and they agree."
-show(plot_histogram(lengths, "words a completion"), alt)
+show(plot_histogram(lengths, "words a completion (dashed: the means)"), alt)
 means = [sum(values) / len(values) for values in lengths.values()]
 assert abs(means[0] - means[1]) < 4, means
 print(f"mean words: training {means[0]:.1f}, held out {means[1]:.1f}")
 
-
 # %%
-def first_words(texts: list[str]) -> Counter[str]:
-    """Count how texts begin."""
-    return Counter(text.split()[0] for text in texts)
-
-
-ours, theirs = first_words(list(train["completion"])), first_words(list(heldout["completion"]))
-top = [word for word, _ in ours.most_common(12)]
+first_words = [Counter(text.split()[0] for text in part["completion"]) for part in (train, heldout)]
+top = [word for word, _ in first_words[0].most_common(12)]
 
 figure = Figure(figsize=(9, 3), layout="constrained")
 axes = figure.subplots()
-for shift, counts, label in ((-0.2, ours, "teacher, training prompts"), (0.2, theirs, "held-out prompts")):
+colours = (COLOURS["teacher"], METHOD_COLOURS[2])  # those of the figure above
+for shift, counts, label, colour in zip((-0.2, 0.2), first_words, lengths, colours, strict=True):
     heights = [counts[word] / counts.total() for word in top]
-    colour = COLOURS["teacher" if shift < 0 else "reference"]
     axes.bar([i + shift for i in range(12)], heights, width=0.4, color=colour, label=label)
 axes.set_xticks(range(12), top)
-axes.set_title("Share of completions that begin with the word")
+axes.set(title="How completions begin", xlabel="first word", ylabel="share of completions")
 axes.legend(frameon=False)
 show(figure, "The twelve most frequent first words of the teacher, with similar shares on both sets of prompts.")
 
@@ -213,8 +211,9 @@ show(figure, "The twelve most frequent first words of the teacher, with similar 
 # ## How far apart are two samples of one teacher?
 #
 # The last look: a fresh classifier that reads words and characters tries to tell two halves of the teacher's *own* text
-# apart. Its AUC is the share of pairs that it ranks right; 0.5 is chance, and what a perfect student would get. What
-# this says on your data is the noise of every later measurement.
+# apart. Its AUC (area under the ROC curve) is the share of pairs that it ranks right; 0.5 is chance, and what a perfect
+# student would get. How far off it lands on your data is the noise of every later measurement. Then the text against
+# itself, one small thing changed:
 
 # %%
 from minigad.data import group_by_prompt
@@ -230,7 +229,8 @@ lines = ["| a classifier tells apart | AUC |", "|---|---|", f"| the teacher and 
 Markdown("\n".join([*lines, f"| the teacher, and the same text without its full stop | {clue:.2f} |"]))
 
 # %% [markdown]
-# A missing full stop is enough. Discriminators are good at finding what nobody meant.
+# A missing full stop is enough. A discriminator finds what nobody meant, and a student is then paid for leaving out (or
+# adding) full stops.
 
 # %% [markdown]
 # ## Recap
@@ -243,22 +243,25 @@ Markdown("\n".join([*lines, f"| the teacher, and the same text without its full 
 # ## Exercise 1
 #
 # The teacher's text is `ab.`, cut at three tokens (its end token is the fourth). Is the encoded completion finished, and how
-# many ids has it? *Hint:* `encode(..., max_completion_length=3)` *and* `decode`. Replace the dots; the cell is silent when
-# you are right.
+# many ids has it? *Hint:* `encode(..., max_completion_length=3)` *and* `decode`. Replace the dots and run the cell: it says
+# `right`, or stops at an `assert`.
 
 # %%
 is_finished, number_of_ids = ..., ...
 
-assert is_finished is ... or is_finished is False
-assert number_of_ids is ... or number_of_ids == 3
+answer = encode(tokenizer, "ab", "ab.", max_completion_length=3).completion_ids
+assert is_finished is ... or is_finished == decode(tokenizer, answer)[1]
+assert number_of_ids is ... or number_of_ids == len(answer)
+print("not answered yet" if is_finished is ... or number_of_ids is ... else "right")
 
 # %% [markdown]
 # ## Exercise 2
 #
-# What is the log-probability, in nats, that the letters teacher answers `cab` with `bac!`? *Hint: one of sixteen ways; noise
-# has one text in a thousand.* `LettersTeacher().logprob` *knows.*
+# What is the log-probability, in nats and to three decimals, that the letters teacher answers `cab` with `bac!`? *Hint: one
+# of sixteen ways; noise takes one text in a thousand.* `LettersTeacher().logprob` *knows.*
 
 # %%
 log_probability = ...
 
-assert log_probability is ... or abs(log_probability - teacher.logprob("cab", "bac!")) < 1e-3
+assert log_probability is ... or abs(log_probability - teacher.logprob("cab", "bac!")) < 6e-4
+print("not answered yet" if log_probability is ... else "right")

@@ -4,7 +4,7 @@
 # **You will learn** how a discriminator (the judge, for short) learns to rank the teacher's text above the student's, what it
 # knows when it is done, and the two questions that expose a false one.
 #
-# **You need** a CPU, and notebook 02. Nothing is downloaded. **It takes** about two minutes of computing.
+# **You need** a CPU, and notebook 02. Nothing is downloaded. **It takes** about one minute of computing.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.
@@ -39,8 +39,8 @@ torch.set_num_threads(1)  # models this small only lose time to a second thread
 # ## The toy group
 #
 # Four numbers are easier to follow than four thousand. One prompt of the letters language, one teacher completion, four
-# student completions, and the scores that some discriminator gave them stay with us to notebook 06. The teacher writes a
-# prompt's letters in one of four orders, with or without commas, and ends with `.` or `!`. Which two of the four are right?
+# student completions, and a made-up score for each stay with us to notebook 06. The teacher writes a prompt's letters as
+# given, reversed, ascending or descending, with or without commas, and ends with `.` or `!`. Which two of the four are right?
 
 # %%
 # The toy group: the same in notebooks 03 to 06.
@@ -86,8 +86,9 @@ print(f"loss {loss:.3f} nats a pair")
 #
 # $$\frac{\partial}{\partial D(y_s)}\big(-\log \sigma(m)\big) = 1 - \sigma(m), \qquad m = D(y_t) - D(y_s)$$
 #
-# A pair ranked right and sure of it teaches nothing. The third pair, where the student was ranked *above* the teacher,
-# pulls hardest. The teacher's score moves by the opposite sum, so the sum of all gradients is zero.
+# It is the probability that the judge gave to the wrong winner. A step of descent lowers $D(y_s)$ by it and raises $D(y_t)$ by
+# as much. A pair ranked right by a wide margin teaches next to nothing; the third pair, where the student was ranked *above*
+# the teacher, pulls hardest.
 
 # %%
 t, s = teacher_scores.clone().requires_grad_(), student_scores.clone().requires_grad_()
@@ -96,7 +97,7 @@ surprise = (1 - win) / 4  # the mean over four pairs
 
 assert torch.allclose(s.grad, surprise)
 assert torch.allclose(t.grad, -surprise.sum(1))
-print([f"{g:.3f}" for g in s.grad[0].tolist()], f"teacher {t.grad.item():.3f}")
+print("gradient: students", [f"{g:+.3f}" for g in s.grad[0].tolist()], f"teacher {t.grad.item():+.3f}")
 
 # %% [markdown]
 # Add 100 to every score, and nothing changes: a score has no zero, no unit, and means nothing across prompts. When the
@@ -112,9 +113,10 @@ assert torch.allclose(bradley_terry_loss(teacher_scores + 100, student_scores + 
 #
 # $$D^*(x, y) = \log p_T(y \mid x) - \log p_G(y \mid x) + c(x)$$
 #
-# $p_T$, $p_G$: the probability of text $y$ under teacher and student. $x$: the prompt. $c$: any constant of the prompt.
-# So the judge's score is the very thing an API hides, the teacher's log-probability, less what we know ourselves. Sixty
-# categories, a table of 60 scores, and the exact mean over all pairs show it.
+# $p_T$, $p_G$: the probability of text $y$ under teacher and student. $x$: the prompt. $c$: any constant of the prompt. Why: of
+# texts $i$ and $j$, the odds that $i$ is the teacher's are $p_T(i)\,p_G(j) : p_T(j)\,p_G(i)$, and $D(i) - D(j)$ fits their
+# logarithm. So the score is what an API hides, the teacher's log-probability, less our own. Sixty categories and a table of
+# scores show it.
 
 # %%
 from minigad.toy.one_dimension import seqkd, student_probs, teacher_probs
@@ -125,7 +127,7 @@ optimizer = torch.optim.Adam([table], lr=0.1)
 pairs = p_teacher.unsqueeze(1) * p_student  # (60, 60): how often teacher's i meets student's j
 for _ in range(1500):
     optimizer.zero_grad()
-    margin = table.unsqueeze(1) - table
+    margin = table.unsqueeze(1) - table  # (60, 60): of teacher's i over student's j
     (-pairs * torch.nn.functional.logsigmoid(margin)).sum().backward()
     optimizer.step()
 
@@ -136,29 +138,32 @@ error = (learned - log_ratio).abs().max()
 
 assert error < 0.1, error
 x = list(range(60))
-lines = {"discriminator": (x, learned.tolist()), "log p_T - log p_G": (x, log_ratio.tolist())}
+lines = {"log p_T - log p_G": (x, log_ratio.tolist()), "discriminator": (x, learned.tolist())}
 masses = {"teacher": (x, p_teacher.tolist()), "student": (x, p_student.tolist())}
+figure = plot_panels({"Score, nats": lines, "Probability": masses}, "category")
+figure.axes[0].get_lines()[1].set(linestyle="none", marker="o", markersize=3)
+figure.axes[0].legend(frameon=False, fontsize="small")
 alt = "Left: the learned scores lie on the curve of the log-ratio. Right: teacher with two modes, student with one."
-show(plot_panels({"Score, nats": lines, "Probability": masses}, "category"), alt)
-print(f"largest error {error:.3f} nats, of a range of {log_ratio.max() - log_ratio.min():.1f}")
+show(figure, alt)
+print(f"largest error {error:.0e} nats, of a range of {log_ratio.max() - log_ratio.min():.1f}")
 
 # %% [markdown]
-# The score is high where the student says too little and low where it says too much. A student that climbs it moves mass
-# from the second to the first. That is all of GAD; notebook 06 plays it.
+# The score is high where the student says too little (on the modes) and lowest where it says too much (in the gap, at 32). A
+# student that climbs it moves mass from the second to the first. That is all of GAD; notebook 06 plays it.
 
 # %% [markdown]
 # ## A judge of text
 #
-# Now a network: a Llama of two layers that has first read the teacher's text, and a linear head on its last hidden state.
-# The student is warmed up by imitation. We ask about prompts that the judge never trained on; 0.5 is chance. (A tie
-# counts half, so the untrained head, all zeros, scores 0.5 exactly.)
+# Now a network, as in the paper: a language model (here a Llama of two layers that has first been trained on the teacher's
+# text) and a linear head that reads the score off its last hidden state. The student is warmed up by imitation. We ask about
+# prompts that the judge never trained on; 0.5 is chance. (A tie counts half, so the untrained head, all zeros, has 0.5 exactly.)
 
 # %%
 from minigad import PRESETS, Discriminator, Student, warmup
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 
 config = PRESETS["toy"].replace(
-    discriminator="sequence",
+    discriminator="sequence",  # one score a text; notebook 00 played with another kind
     max_completion_length=16,
     warmup_epochs=size(10, 0.2),
     discriminator_sft_epochs=size(10, 0.2),
@@ -200,29 +205,31 @@ print(f"held-out accuracy {unseen[-1]:.2f}")
 
 # %%
 accuracy = {
-    "discriminator, training": (steps, training),
+    "discriminator, training (one batch)": (steps, training),
     "held out": (steps, unseen),
     "chance": ([0, steps[-1]], [0.5, 0.5]),
 }
-alt = "Share of pairs ranked right over the steps of the discriminator, on training prompts and on held-out prompts."
+alt = "Share of pairs ranked right over the judge's steps: training and held-out prompts rise together from chance."
 show(plot_panels({"Share of pairs ranked right": accuracy}, "step of the discriminator"), alt)
 
 # %%
 theirs, ours = heldout_scores()
 alt = "Histograms of the scores of teacher and student completions; they overlap and the teacher's mean is higher."
-show(plot_histogram({"teacher": theirs.tolist(), "student": ours.tolist()}, "score, held-out prompts"), alt)
+both = {"teacher": theirs.tolist(), "student": ours.tolist()}
+show(plot_histogram(both, "score, held-out prompts (dashed: the means)"), alt)
+print(f"margin, prompt by prompt: mean {(theirs - ours).mean():+.2f}, above 0 in {(theirs > ours).float().mean():.0%}")
 
 # %% [markdown]
-# **Expect** a held-out accuracy of about 0.7, overlapping histograms, and a teacher's mean that is higher. Overlap is
-# what a game needs: a judge that is always right and sure teaches by a margin that no longer says which student text is
-# *less* wrong. A new head above 0.95 at once: look for a leak first.
+# **Expect** a held-out accuracy of about 0.7, overlapping histograms, and a teacher's mean that is higher. (The histograms mix
+# prompts, each with its own zero; the accuracy compares within a prompt.) Overlap is what a game needs: a judge that is always
+# right by far no longer says which student text is *less* wrong. A new head above 0.95 at once: look for a leak first.
 
 # %% [markdown]
 # ## The cheapest leak: the end token
 #
 # If teacher text comes without the token that ends a completion, and student text with it, the judge needs to read
-# nothing else. A third-party port saw +7.0 against -7.0 for *identical text*. So every score goes through one encoder, and
-# one probe goes with every run: the same words, once from each side.
+# nothing else. A third-party port of GAD scored *identical text* +7.0 as the teacher's and -7.9 as the student's. So all text
+# goes through one encoder, and one probe goes with every run: the same words, once from each side.
 
 # %%
 same = judge([prompt, prompt], [teacher_completion, teacher_completion], [True, True])
@@ -233,9 +240,13 @@ assert not torch.allclose(leaky[0], leaky[1], atol=1e-3)
 print(f"identical text: gap {same[0] - same[1]:+.3f};  without its end token: gap {leaky[0] - leaky[1]:+.3f}")
 
 # %% [markdown]
+# A gap of exactly zero is what we want, and any other says: two encoders. This judge never met the leak, so it hardly minds a
+# missing end token. One that trains on leaky text learns little else: notebook 07 shows its curves.
+
+# %% [markdown]
 # ## The toy group, judged
 #
-# The frozen scores above were made up. This judge's own:
+# The frozen scores were made up. This judge's own:
 
 # %%
 lines = ["| completion | right | made-up score | this judge |", "|---|---|---|---|"]
@@ -246,8 +257,8 @@ for text, old, new in zip([teacher_completion, *student_completions], made_up, s
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# At 0.7 it is a poor referee: some wrong text stands above some right one. A head that starts at zero sees one bit a pair, and
-# must find in it what order means. Notebook 06 has a judge that does better, and what that is worth.
+# At 0.7 it is a poor referee: some wrong text stands above some right one. All it is ever told is who won, one bit a pair, and
+# in that it must find what an order of letters is. Notebook 06 has a judge that does better, and what that is worth.
 
 # %% [markdown]
 # ## Recap
@@ -259,22 +270,26 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # ## Exercise 1
 #
-# How large must the margin be for the teacher to win nine matches of ten? *Hint: solve* $\sigma(m) = 0.9$. Replace the
-# dots; the cell is silent when you are right.
+# How large must the margin be for the teacher to win nine matches of ten? *Hint: solve* $\sigma(m) = 0.9$. Replace the dots
+# and run the cell: it says `right`, or stops at an `assert`.
 
 # %%
 margin_for_nine_of_ten = ...
 
-assert margin_for_nine_of_ten is ... or abs(margin_for_nine_of_ten - 2.197) < 1e-2
+assert margin_for_nine_of_ten is ... or abs(torch.sigmoid(torch.tensor(float(margin_for_nine_of_ten))) - 0.9) < 1e-3
+print("not answered yet" if margin_for_nine_of_ten is ... else "right")
 
 # %% [markdown]
 # ## Exercise 2
 #
 # The paper also tried plain cross-entropy (Eq 4): "is this text the teacher's?", $-\log \sigma(D(y_t))$ for the teacher and
-# $-\log(1 - \sigma(D(y_s)))$, mean over the four, for the student; the sum of both. Write it for the toy group. Does adding
+# $-\log(1 - \sigma(D(y_s)))$, mean over the four, for the student; the sum of both. Compute it for the toy group. Does adding
 # 100 to all scores change it? *Hint:* `torch.nn.functional.logsigmoid` *of the score and of minus the score.*
 
 # %%
 cross_entropy = ...
 
-assert cross_entropy is ... or abs(cross_entropy - 1.3980) < 1e-3
+truth = [(teacher_scores, torch.ones(1)), (student_scores, torch.zeros(1, 4))]
+expected = sum(torch.nn.functional.binary_cross_entropy_with_logits(*pair) for pair in truth)
+assert cross_entropy is ... or abs(cross_entropy - expected) < 1e-3
+print("not answered yet" if cross_entropy is ... else "right")

@@ -4,7 +4,7 @@
 # **You will learn** how a student's own text becomes training data: sampling, masks, groups, and the one number per
 # completion that says "more of this" or "less of this".
 #
-# **You need** a CPU, and notebook 03. Nothing is downloaded. **It takes** about one minute of computing.
+# **You need** a CPU, and notebook 03. Nothing is downloaded. **It takes** about half a minute of computing.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.
@@ -46,7 +46,9 @@ student_scores = torch.tensor([[0.3, -0.5, 1.9, 0.8]])  # (B, N): four completio
 # %% [markdown]
 # ## A student that can already write a little
 #
-# Rollouts come from the student as it is now: *on-policy*. Ours imitates the teacher for a few epochs first (notebook 02).
+# A *rollout* is a completion that the student writes as it is now (*on-policy*: the policy is the student's distribution). Ours
+# imitates the teacher for eight epochs first (notebook 02): enough for the form, letters, commas and an end; not for the right
+# letters.
 
 # %%
 from minigad import PRESETS, Student, seqkd
@@ -60,10 +62,11 @@ print(f"cross-entropy {last['loss']:.2f} nats a token")
 # %% [markdown]
 # ## Sampling, token by token
 #
-# $$y_t \sim \mathrm{softmax}(z_t / \tau), \qquad t = 1, 2, \ldots \text{ until the end token}$$
+# $$y_i \sim \mathrm{softmax}(z_i / \tau), \qquad i = 1, 2, \ldots \text{ until the end token}$$
 #
-# $y_t$: the token drawn at place $t$. $z_t$: the logits after prompt and $y_{<t}$. $\tau$: the temperature. Nothing else:
-# top-p, top-k and penalties off, since the loss will use log-probabilities of the very distribution that was sampled.
+# $y_i$: token $i$ of the completion. $z_i$: the student's logits after the prompt and $y_{<i}$, the tokens before it. $\tau$: the
+# temperature. Nothing else: top-p, top-k and penalties off, since the loss will use log-probabilities of the very
+# distribution that was sampled.
 
 # %%
 from minigad.chat import decode, encode_prompt
@@ -88,7 +91,7 @@ print(repr(text), "finished" if finished else "cut off", f"{len(written)} tokens
 # %%
 rollouts = student.generate([prompt, "fade"], config, seed=0, num_generations=4)
 for i, (text, finished) in enumerate(zip(rollouts.texts, rollouts.finished, strict=True)):
-    print(f"prompt {i // 4} ({rollouts.prompts[i // 4]})  completion {i % 4}  {text!r:20s} finished: {finished}")
+    print(f"prompt {i // 4} ({rollouts.prompts[i // 4]:4s})  completion {i % 4}  {text!r:12s} finished: {finished}")
 
 # %%
 row = rollouts.rows[0]
@@ -125,13 +128,13 @@ print(f"{mask.sum()} tokens are trained; 'ids != pad' would lose {mask.sum() - (
 # %% [markdown]
 # ## From rewards to advantages
 #
-# A score of 0.8 says little by itself. Among the scores of its group it says: a bit above average. GRPO's advantage
-# (arXiv 2511.10643, Eq 6):
+# A score of 0.8 says little by itself. Among the scores of its group it says: a bit above average. The advantage of GRPO
+# (group relative policy optimization; arXiv 2511.10643, Eq 6):
 #
 # $$A_n = \frac{r_n - \operatorname{mean}(r)}{\operatorname{std}(r)}$$
 #
-# $r_n$: the reward of completion $n$, its score. mean, std: over the $N$ completions of the prompt (std with $N-1$). The
-# group replaces a value network.
+# $A_n$, $r_n$: the advantage and the reward (the judge's score) of completion $n$. mean, std: over the rewards $r$ of the $N$
+# completions of the prompt; the std divides by $N-1$. The group replaces a second network that would guess the reward.
 
 # %%
 from minigad.losses import group_advantages
@@ -149,8 +152,9 @@ alt = "Left: four rewards with their mean of 0.63. Right: their advantages; two 
 show(plot_group(student_completions, rewards[0].tolist(), advantages[0].tolist()), alt)
 
 # %% [markdown]
-# `bca.` is pushed down and `c,b,a.` up. Note what is *not* there: the teacher's score. It trained the judge, it does not
-# enter the advantage. And any constant of the prompt, such as the $c(x)$ of notebook 03, drops out.
+# `bca.`, 1.12 standard deviations below the mean, is pushed down, and `c,b,a.` up. Note what is *not* there: the teacher's
+# score. It trained the judge, it does not enter the advantage. And any constant of the prompt, such as the $c(x)$ of notebook
+# 03, drops out.
 
 # %%
 assert torch.allclose(group_advantages(rewards + 100), advantages, atol=1e-4)
@@ -176,7 +180,8 @@ print("with it        ", [f"{a:+.2f}" for a in group_advantages(noise)[0].tolist
 # ## How many completions?
 #
 # The group's mean is a guess of what the student earns on average, made of $N$ numbers, so it is off by about
-# $\operatorname{std}(r)/\sqrt{N}$. The paper takes $N = 8$. Draw a thousand groups of standard normal rewards:
+# $\operatorname{std}(r)/\sqrt{N}$. Draw a thousand groups of standard normal rewards. The paper takes $N = 8$: the mean is known
+# to a third of a standard deviation, and four times the sampling would only halve that.
 
 # %%
 torch.manual_seed(0)
@@ -185,20 +190,21 @@ measured = [torch.randn(1000, n).mean(1).std().item() for n in sizes]
 theory = [n**-0.5 for n in sizes]
 
 assert max(abs(m - t) / t for m, t in zip(measured, theory, strict=True)) < 0.1
-curves = {"student, measured": (sizes, measured), "one over root N": (sizes, theory)}
-alt = "The error of the group's mean falls as one over the root of N."
-show(plot_panels({"Error of the group's mean, in standard deviations of the reward": curves}, "N"), alt)
+curves = {"measured, 1000 groups": (sizes, measured), "one over root N": (sizes, theory)}
+alt = "The error of the group's mean, measured, lies on one over the root of N: 0.71 at 2, 0.35 at 8, 0.18 at 32."
+title = "Error of the group's mean, in standard deviations of the reward"
+show(plot_panels({title: curves}, "N, completions a prompt"), alt)
 
 # %% [markdown]
 # ## Dense rewards
 #
-# One number for a whole text tells no token what it did. If the judge gives every *prefix* a score $s_t$, token $t$ earns
-# $r_t = s_t - s_{t-1}$, and what was earned before a token cannot be its doing:
+# One number for a whole text tells no token what it did. If the judge gives the first $i$ tokens a score $s_i$, token $i$ earns
+# $r_i = s_i - s_{i-1}$ ($s_0 = 0$), and what was earned before a token cannot be its doing:
 #
-# $$A_t \propto \sum_{u \ge t} r_u - \text{baseline}_t$$
+# $$A_i = \frac{1}{\operatorname{std}}\Big(\sum_{k \ge i} r_k - \text{baseline}_i\Big)$$
 #
-# $A_t$: the advantage of token $t$. $\text{baseline}_t$: the same sum, averaged over the group. With all reward on the last
-# token, this *is* the formula above.
+# $A_i$: the advantage of token $i$. The sum: what it and the tokens after it earned. $\text{baseline}_i$: the same, averaged over
+# the group. std: of the whole texts' rewards. With all reward on the last token, this *is* the formula above.
 
 # %%
 from minigad.losses import token_advantages
@@ -210,10 +216,12 @@ sparse[..., -1] = rewards
 assert torch.allclose(token_advantages(sparse, alive), advantages.unsqueeze(-1).expand(1, 4, 3), atol=1e-6)
 
 # %%
-dense = torch.tensor([[[0.1, 0.1, 0.1], [0.1, -0.6, 0.0], [0.6, 0.7, 0.6], [0.4, 0.4, 0.0]]])  # sums: the rewards
+# Made up for three tokens each, of the sums that we know: 0.3, -0.5, 1.9, 0.8.
+dense = torch.tensor([[[0.1, 0.1, 0.1], [0.1, -0.6, 0.0], [0.6, 0.7, 0.6], [0.4, 0.4, 0.0]]])
 to_go = dense.flip(-1).cumsum(-1).flip(-1)
 mine = (to_go - to_go.mean(1, keepdim=True)) / dense.sum(-1).std(1).view(1, 1, 1)
 
+assert torch.allclose(dense.sum(-1), rewards)
 assert torch.allclose(mine, token_advantages(dense, alive), atol=1e-5)
 lines = ["| completion | token 1 | token 2 | token 3 |", "|---|---|---|---|"]
 for text, values in zip(student_completions, mine[0].tolist(), strict=True):
@@ -221,9 +229,9 @@ for text, values in zip(student_completions, mine[0].tolist(), strict=True):
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# (The first three tokens of each.) `bca.` went wrong with its second letter: the tokens up to it carry the blame, since all
-# that follows a token may be its doing; the third hardly any. `token_advantages` also handles completions of different
-# lengths: the baseline at $t$ is over those still alive.
+# `bca.` went wrong with its second letter, which earned -0.6: the tokens up to it carry the blame, since all that follows a
+# token may be its doing; the third hardly any. `token_advantages` also handles completions of different lengths: the baseline
+# at token $i$ is over those that have not ended before it.
 
 # %% [markdown]
 # ## Recap
@@ -235,21 +243,28 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # ## Exercise 1
 #
-# Two right answers and two wrong ones, rewards `[1, 1, 0, 0]`: what is the advantage of a right one? *Hint: the std uses
-# N - 1.* Replace the dots; the cell is silent when you are right.
+# Two right answers and two wrong ones, rewards `[1, 1, 0, 0]`: what is the advantage of a right one, by hand? *Hint: the std
+# divides by N - 1.* Replace the dots and run the cell: it says `right`, or stops at an `assert`.
 
 # %%
 advantage_of_a_right_one = ...
 
-assert advantage_of_a_right_one is ... or abs(advantage_of_a_right_one - 0.866) < 1e-3
+expected = group_advantages(torch.tensor([[1.0, 1.0, 0.0, 0.0]]))[0, 0]
+assert advantage_of_a_right_one is ... or abs(advantage_of_a_right_one - expected) < 5e-3
+print("not answered yet" if advantage_of_a_right_one is ... else "right")
 
 # %% [markdown]
 # ## Exercise 2
 #
-# One right answer among four, rewards `[1, 0, 0, 0]`: is the lone winner
-# pushed harder than each of two winners? Give its advantage. *Hint:* `group_advantages`.
+# A judge that mostly ties: rewards `[1, 0, 0, 0]` in one group, `[0.001, 0, 0, 0]` in the next. How many times as hard as in the
+# second is the winner of the first pushed? And if `group_advantages` does not divide by the std (`scale="none"`)? Guess before
+# you compute.
 
 # %%
-advantage_of_a_lone_winner = ...
+times_as_hard, times_as_hard_unscaled = ..., ...
 
-assert advantage_of_a_lone_winner is ... or abs(advantage_of_a_lone_winner - 1.5) < 1e-3
+clear, close = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[0.001, 0.0, 0.0, 0.0]])
+scaled, unscaled = [(group_advantages(clear, how) / group_advantages(close, how))[0, 0] for how in ("group", "none")]
+assert times_as_hard is ... or abs(times_as_hard / scaled - 1) < 0.01
+assert times_as_hard_unscaled is ... or abs(times_as_hard_unscaled / unscaled - 1) < 0.01
+print("not answered yet" if ... in (times_as_hard, times_as_hard_unscaled) else "right")
