@@ -231,6 +231,7 @@ def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
         "--store",
         help="SQLite file of all replies ever paid for; default: judge.db in the run's folder (choose: OUT.judge.db)",
     )
+    group.add_argument("--dry-run", action="store_true", help="print the judge's calls, tokens and price, call nobody")
 
 
 def _add_evaluate(commands: Any) -> None:

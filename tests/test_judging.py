@@ -15,9 +15,11 @@ from test_judge import SECTIONS, scripted
 from minigad import judging
 from minigad.choose import MEASURES
 from minigad.cli import main
+from minigad.collect import estimate_tokens
 from minigad.config import GADConfig
 from minigad.data import write_jsonl
 from minigad.evaluate import evaluate, words_of
+from minigad.judge import RATING
 from minigad.run import distill, read_run
 
 KEY = "sk-test-5f2a9c7e1b8d4036"
@@ -214,6 +216,58 @@ def test_a_budget_stops_before_anything_is_written_and_the_next_command_goes_on(
     assert len(judge.asked) == 24
 
 
+def test_a_dry_run_prices_the_judge_by_hand_and_does_nothing(folder, monkeypatch, capsys):
+    """12 prompts, 2 runs: 12 own completions and 2 orders x 2 runs x 12; a token is four bytes; no key, no model, no file."""
+    monkeypatch.setattr(judging, "load_student", None)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    flags = ["--judge-runs", "2", "--judge-max-tokens", "50", "--price", "2", "8", "--dry-run"]
+    assert run(folder, *flags) == 0
+    asked = [RATING.form.format(prompt=row["prompt"], first="", second="") for row in HELDOUT]
+    own = sum(len(row["prompt"]) // 4 + 4 for row in HELDOUT)
+    tokens = own + 4 * sum(
+        len(text) // 4 + 4 + 16 + 50 for text in asked
+    )  # the student stops at 16 tokens, the judge at 50
+    out = capsys.readouterr().out
+    assert "12 of 12 prompts of heldout.jsonl would be sent to m: 60 calls" in out
+    assert f"about {tokens} prompt tokens" in out and "and 3000 completion tokens" in out
+    dear, cheap = (tokens * 2 + part * 8 for part in (3000, 750))
+    assert (
+        f"At $2 and $8 a million: ${dear / 1e6:.4f} if every answer has its full length, ${cheap / 1e6:.4f} at" in out
+    )
+    assert not (folder / "run" / "judge.db").exists()
+    assert "judge" not in read_run(folder / "run")["evaluation"]
+
+
+def test_a_dry_run_is_an_upper_bound_of_what_is_then_sent(folder, judge, capsys):
+    """Pairwise, against the teacher and a run: the calls are those that follow, their tokens at most those named."""
+    shutil.copytree(folder / "run", folder / "twin")
+    flags = ["--greedy", "--protocol", "pairwise", "--against", folder / "twin"]
+    assert run(folder, *flags, "--dry-run") == 0
+    calls, tokens = map(
+        int, re.search(r": (\d+) calls.*about (\d+) prompt tokens", capsys.readouterr().out, re.S).groups()
+    )
+    assert not judge.asked
+    assert run(folder, *flags) == 0
+    assert 12 <= len(judge.asked) <= calls == 24  # where both say the same, both orders are one question
+    assert sum(estimate_tokens(messages) for messages in judge.asked) <= tokens
+    rows = [*HELDOUT, {"prompt": "write to jo@example.com", "completion": "ok"}]
+    write_jsonl(folder / "heldout.jsonl", rows)
+    assert run(folder, "--protocol", "pairwise", "--dry-run") == 0
+    assert "12 of 13 prompts" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_a_choice_counts_every_candidate(folder, judge, capsys):
+    flags = ["--measure", "win_rate", "--judge", "m", "--judge-max-tokens", "10", "--length-band", "0", "100"]
+    assert choose(folder, *flags, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "12 of 12 prompts of validation.jsonl would be sent to m: 72 calls" in out
+    assert "The price of this model is not known" in out
+    assert not (folder / "chosen").exists()
+    assert not judge.asked
+    assert choose(folder, "--measure", "nll", "--dry-run") == 2
+    assert "--dry-run prices a judge's calls" in capsys.readouterr().err
+
+
 def test_an_endpoints_key_reaches_no_file_and_no_line(folder, monkeypatch, capsys):
     """Over HTTP, with a judge that repeats the key it was given in its replies' place: the whole path of a user."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -270,6 +324,7 @@ def test_bad_flags_are_one_sentence_before_anything_is_judged(flags, words, made
     ("flags", "words"),
     [
         (["--data", "heldout.jsonl", "--against", "twin"], "name its model with --judge"),
+        (["--data", "heldout.jsonl", "--dry-run"], "name its model with --judge"),
         (["--set", "short-answers"], "a set has no teacher completions to measure by"),
         (["--set", "short-answers", "--judge", "m", "--protocol", "pairwise"], "give --against, or --protocol rating"),
         (["--set", "vicunna", "--judge", "m", "--price", "0", "0"], "no evaluation set or file 'vicunna'"),
