@@ -97,9 +97,11 @@ def _check(args: argparse.Namespace) -> None:
     low, high = args.length_band
     if args.measure not in MEASURES:
         raise UserError(f"--measure is {args.measure!r}; it must be one of {', '.join(MEASURES)}")
-    if not 0 <= low < high:
-        raise UserError(f"--length-band is {low:g} {high:g}; give two numbers, the lower one first, neither negative")
-    if (MEASURES[args.measure][1] is not None) != bool(args.judge):
+    if not 0 <= low < high < float("inf"):
+        raise UserError(
+            f"--length-band is {low:g} {high:g}; give two finite numbers, the lower one first, neither negative"
+        )
+    if (MEASURES[args.measure][1] is not None) != (args.judge is not None):
         raise UserError(
             f"--measure {args.measure} and --judge do not go together: score and win_rate need a judge, no other"
         )

@@ -118,8 +118,8 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
         metrics, texts = {}, _completions(student, config, bench.prompts, args, temperature)
     if dataset is not None:
         write_json(Path(args.run) / "evaluation.json", evaluation)
-    _export(args, bench, texts, config)
     lines = [f"{name:24s} {value:.4f}" for name, value in metrics.items()]
+    lines += _export(args, bench, texts, config)
     if jury is not None:
         others = [
             (who, _played(who, bench, args, temperature) if isinstance(side, int) else side) for who, side in opponents
@@ -146,13 +146,22 @@ def _check_flags(args: argparse.Namespace) -> None:
         )
     if args.greedy and args.temperature is not None:
         raise UserError("--greedy and --temperature exclude each other; give one of them")
-    if not args.judge and (args.against or args.judge_base_url or args.judge_local or args.dry_run):
+    of_judge = (
+        args.against,
+        args.judge_base_url,
+        args.judge_local,
+        args.dry_run,
+        args.store,
+        args.protocol != "rating",
+    )
+    if not args.judge and (args.judge is not None or any(of_judge)):
         raise UserError(
-            "--against, --judge-base-url, --judge-local and --dry-run are for a judge; name its model with --judge"
+            "--against, --protocol, --store, --dry-run, --judge-base-url and --judge-local are for a judge; name its model "
+            "with --judge"
         )
     if args.judge and args.judge_local and args.judge_base_url:
         raise UserError("--judge-local and --judge-base-url exclude each other; give one of them")
-    if args.set and not (args.judge or args.alpaca_eval or args.lm_eval):
+    if args.set is not None and not (args.judge or args.alpaca_eval or args.lm_eval):
         raise UserError(
             "a set has no teacher completions to measure by; add --judge MODEL, --alpaca-eval FILE or --lm-eval FOLDER"
         )
@@ -219,7 +228,7 @@ def text_key(prompt: Prompt) -> str:
 
 def _bench(args: argparse.Namespace) -> tuple[Bench, Any]:
     """Return the prompts, and with --data the pairs they come from."""
-    if args.set:
+    if args.set is not None:
         prompts = read_set(args.set)
         return Bench(Path(args.set).name, prompts, [None] * len(prompts)), None
     dataset, _ = load_pairs(args.data)
@@ -268,13 +277,16 @@ def _opponent(path: str, bench: Bench) -> tuple[str, Side]:
     return who, [outputs[prompt_text(prompt)] for prompt in bench.prompts]
 
 
-def _export(args: argparse.Namespace, bench: Bench, texts: list[str], config: GADConfig) -> None:
-    prompts = [prompt_text(prompt) for prompt in bench.prompts]
+def _export(args: argparse.Namespace, bench: Bench, texts: list[str], config: GADConfig) -> list[str]:
+    prompts, lines = [prompt_text(prompt) for prompt in bench.prompts], []
     if args.alpaca_eval:
         write_alpaca_eval(args.alpaca_eval, prompts, texts, str(args.run), bench.name)
+        lines.append(f"wrote {args.alpaca_eval}: {len(texts)} completions for AlpacaEval")
     if args.lm_eval:
         completions = [text or "" for text in bench.teacher]
-        write_harness_task(args.lm_eval, prompts, completions, config.max_completion_length)
+        task = write_harness_task(args.lm_eval, prompts, completions, config.max_completion_length)
+        lines.append(f"wrote {args.lm_eval}: the task {task} for lm-evaluation-harness")
+    return lines
 
 
 # --- judging ---
@@ -333,7 +345,8 @@ def judged(
         return [_rated(jury, prompts, ours, against, store, seed, about, withheld)]
     records, values = [], []
     for name, texts in against:
-        verdicts = _finished(judge(jury.model, jury.protocol, prompts, ours, texts, store, jury.settings, progress_bar))
+        verdicts = judge(jury.model, jury.protocol, prompts, ours, texts, store, jury.settings, progress_bar)
+        _finished(jury, verdicts)
         records.append(_record(jury, f"{bench.name}, against {name}", verdicts, ours, texts, about, withheld, seed))
         values.append(verdicts.values)
     even = [compare(one, [np.full(len(one), 0.5)], seed)[0] for one in values]
@@ -353,11 +366,10 @@ def _rated(
     withheld: int,
 ) -> dict[str, Any]:
     own, summary = own_completions(jury.model, prompts, store, jury.settings, progress_bar)
-    if summary.stopped:
-        raise Unfinished(summary)
+    _check_answered(jury, summary, any(text is not None for text in own))
 
     def verdicts_of(texts: list[str]) -> Verdicts:
-        return _finished(judge(jury.model, RATING, prompts, texts, own, store, jury.settings, progress_bar))
+        return _finished(jury, judge(jury.model, RATING, prompts, texts, own, store, jury.settings, progress_bar))
 
     mine = verdicts_of(ours)
     record = _record(jury, about["data"], mine, ours, own, about, withheld, seed)
@@ -381,10 +393,18 @@ def _sendable(settings: CollectSettings, bench: Bench, sides: Iterable[list[str]
     return sent
 
 
-def _finished(verdicts: Verdicts) -> Verdicts:
-    if verdicts.summary.stopped:  # the prompts that come first are no sample of all
-        raise Unfinished(verdicts.summary)
+def _finished(jury: Jury, verdicts: Verdicts) -> Verdicts:
+    _check_answered(jury, verdicts.summary, verdicts.replies > 0)
     return verdicts
+
+
+def _check_answered(jury: Jury, summary: Summary, answered: bool) -> None:
+    """Raise Unfinished if the calls were stopped, since the prompts that come first are no sample of all; UserError if all failed."""
+    if summary.stopped:
+        raise Unfinished(summary)
+    if not answered:
+        first = summary.failures[0] if summary.failures else "its replies were empty"
+        raise UserError(f"the judge {jury.model.name!r} gave no answer to anything ({first}); mend that and ask again")
 
 
 def _record(

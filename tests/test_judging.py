@@ -21,6 +21,7 @@ from minigad.data import write_jsonl
 from minigad.evaluate import evaluate, words_of
 from minigad.judge import RATING
 from minigad.run import distill, read_run
+from minigad.teacher import TeacherError
 
 KEY = "sk-test-5f2a9c7e1b8d4036"
 TRAIN = [{"prompt": f"say {i}", "completion": f"you said {i} and more"} for i in range(24)]
@@ -305,6 +306,15 @@ def test_an_endpoints_key_reaches_no_file_and_no_line(folder, monkeypatch, capsy
         (["--judge-base-url", "http://me:pw@localhost/v1"], "holds a user name, a password"),
         (["--judge-local", "--judge-base-url", "http://localhost/v1"], "exclude each other"),
         (["--against", "/no/such/run"], "/no/such/run"),
+        (["--timeout", "0"], "timeout is 0.0; it must be above 0"),
+        (["--timeout", "nan"], "timeout is nan"),
+        (["--price", "-1", "2"], "the price is -1 and 2; give dollars"),
+        (["--price", "1", "nan"], "the price is 1 and nan"),
+        (["--seed", "-1"], "it is '-1'; give a whole number from 0 to 4294967295"),
+        (["--seed", "1" * 30], "give a whole number from 0 to 4294967295"),
+        (["--alpaca-eval", "out.txt"], "cannot write 'out.txt' for AlpacaEval"),
+        (["--alpaca-eval", "."], "cannot write '.' for AlpacaEval"),
+        (["--lm-eval", ""], "this cannot be the folder of a task"),
     ],
 )
 def test_bad_flags_are_one_sentence_before_anything_is_judged(flags, words, made, monkeypatch, capsys):
@@ -325,6 +335,9 @@ def test_bad_flags_are_one_sentence_before_anything_is_judged(flags, words, made
     [
         (["--data", "heldout.jsonl", "--against", "twin"], "name its model with --judge"),
         (["--data", "heldout.jsonl", "--dry-run"], "name its model with --judge"),
+        (["--data", "heldout.jsonl", "--protocol", "pairwise"], "name its model with --judge"),
+        (["--data", "heldout.jsonl", "--judge", ""], "name its model with --judge"),
+        (["--set", "", "--lm-eval", "task"], "no evaluation set or file ''"),
         (["--set", "short-answers"], "a set has no teacher completions to measure by"),
         (["--set", "short-answers", "--judge", "m", "--protocol", "pairwise"], "give --against, or --protocol rating"),
         (["--set", "vicunna", "--judge", "m", "--price", "0", "0"], "no evaluation set or file 'vicunna'"),
@@ -345,6 +358,31 @@ def test_bad_input_is_one_sentence(flags, words, folder, monkeypatch, capsys):
     assert main(["evaluate", "run", *flags]) == 2
     message = capsys.readouterr().err.strip().splitlines()
     assert words in message[-1]
+
+
+@pytest.mark.parametrize("protocol", ["rating", "pairwise"])
+def test_a_judge_that_cannot_be_reached_is_said_so(protocol, folder, judge, capsys):
+    """Not that its replies could not be read: there were none."""
+
+    def function(messages, sample):
+        raise TeacherError("no route to host", retry=False)
+
+    judge.function = function
+    flags = ["--greedy", "--protocol", protocol, "--max-failures", "99"]
+    assert run(folder, *flags) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the judge 'scripted' gave no answer to anything (prompt 1" in message and "no route to host" in message
+    assert "judge" not in read_run(folder / "run")["evaluation"]
+
+
+def test_files_for_other_harnesses_are_named(folder, capsys):
+    where = ["--set", str(folder / "heldout.jsonl"), "--greedy", "--lm-eval", str(folder / "task")]
+    assert main(["evaluate", str(folder / "run"), *where, "--alpaca-eval", str(folder / "o.json")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        f"wrote {folder}/o.json: 12 completions for AlpacaEval",
+        f"wrote {folder}/task: the task minigad_task for lm-evaluation-harness",
+    ]
 
 
 def test_a_run_without_a_student_is_one_sentence(folder, judge, capsys):
@@ -486,6 +524,7 @@ def test_students_of_several_runs_stand_side_by_side(folder, judge):
         (["--measure", "nll", "--judge", "m"], "score and win_rate need a judge"),
         (["--length-band", "2", "1"], "--length-band is 2 1; give two numbers, the lower one first"),
         (["--length-band", "nan", "1"], "--length-band is nan 1"),
+        (["--length-band", "0", "inf"], "--length-band is 0 inf"),
     ],
 )
 def test_a_bad_choice_is_one_sentence(flags, words, folder, capsys):
