@@ -243,7 +243,12 @@ def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--judge-local", action="store_true", help="load the judge here with transformers")
     group.add_argument("--judge-temperature", type=float, default=0.0)
     group.add_argument("--judge-max-tokens", type=int, default=1024, help="of one reply")
-    group.add_argument("--judge-runs", type=int, default=1, help="how often everything is judged; two show agreement")
+    group.add_argument(
+        "--judge-runs",
+        type=int,
+        default=1,
+        help="how often everything is judged; two show agreement, which says something at a temperature above 0",
+    )
     group.add_argument("--judge-redraws", type=int, default=2, help="further replies for one that cannot be read")
     group.add_argument(
         "--store",

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from fault_server import FaultServer
@@ -21,6 +22,7 @@ from minigad.data import write_jsonl
 from minigad.evaluate import evaluate, words_of
 from minigad.judge import RATING
 from minigad.run import distill, read_run
+from minigad.stats import agreement
 from minigad.teacher import TeacherError
 
 KEY = "sk-test-5f2a9c7e1b8d4036"
@@ -134,6 +136,31 @@ def test_the_pairwise_opponent_is_the_teacher_unless_named(folder, judge):
     numbers = record["numbers"]
     assert numbers["length_controlled_win_rate_low"] <= numbers["length_controlled_win_rate_high"]
     assert record["comparisons"][0]["p_holm"] == record["comparisons"][0]["p_value"]
+
+
+def test_the_agreement_of_two_runs_of_the_judge_is_in_the_record_the_lines_and_the_report(folder, judge, capsys):
+    """A judge that changes its mind from run to run for every second prompt; alpha is that of the readings it gave."""
+    steady = judge.function
+
+    def moody(messages, sample):
+        found = SECTIONS.search(messages[-1]["content"])
+        if found and int(found[1].split()[-1]) % 2 and sample == 1:
+            return "5 5"
+        return steady(messages, sample)
+
+    judge.function = moody
+    assert run(folder, "--greedy", "--judge-runs", "2", "--judge-temperature", "1") == 0
+    record = records(folder)[0]
+    assert record["runs"] == 2 and record["counts"]["replies"] == 48
+    samples = read_run(folder / "run")["evaluation"]["samples"]
+    own, points = len("the judge's own words") % 10 + 1, [len(s["student"]) % 10 + 1 for s in samples]
+    first = [mine / (mine + own) for mine in points]
+    second = [0.5 if int(s["prompt"].split()[-1]) % 2 else one for s, one in zip(samples, first, strict=True)]
+    expected = agreement(np.array([first, second]).T, nominal=False)
+    assert record["numbers"]["agreement"] == pytest.approx(expected)
+    assert -1 < expected < 1
+    assert re.search(rf"agreement +{expected:.2f}", capsys.readouterr().out)
+    assert "alpha between runs of the judge" in (folder / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_opponents_are_runs_and_files_of_outputs(folder, judge):
@@ -522,7 +549,7 @@ def test_students_of_several_runs_stand_side_by_side(folder, judge):
         (["--measure", "rouge"], "--measure is 'rouge'; it must be one of honest_auc, nll"),
         (["--measure", "score"], "score and win_rate need a judge"),
         (["--measure", "nll", "--judge", "m"], "score and win_rate need a judge"),
-        (["--length-band", "2", "1"], "--length-band is 2 1; give two numbers, the lower one first"),
+        (["--length-band", "2", "1"], "--length-band is 2 1; give two finite numbers, the lower one first"),
         (["--length-band", "nan", "1"], "--length-band is nan 1"),
         (["--length-band", "0", "inf"], "--length-band is 0 inf"),
     ],
