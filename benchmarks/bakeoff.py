@@ -9,19 +9,25 @@ Seeds are paired: a difference is taken seed by seed, and its interval is Studen
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import smollm2
+import toy_letters
 from claims import interval
 from frontier import FRONTIER_BASE, frontier_gains
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from results import FOLDER, Row, mean_std, read_results, select, table
 
+from minigad import PRESETS
+from minigad.config import GADConfig
 from minigad.plots import METHOD_COLOURS
+from minigad.train import num_steps
 
 LETTERS = ["validity", "kl_student_teacher", "kl_teacher_student", "modes", "mean_length", "cpu_seconds"]
 REAL = ["kl_student_teacher", "kl_teacher_student", "bayes_auc", "honest_auc", "distinct_2", "mean_length", "nll", "cpu_seconds"]  # fmt: skip
 CONTROLS = ("teacher", "base", "seqkd-cheating")  # not ways to learn from the teacher's text
+SMOLLM2_ROWS = 400  # teacher texts that its students learn from
 BUDGETS = {"toy_letters": (60, 150), "smollm2": (300, 800, 1200)}  # CPU seconds, all in
 
 
@@ -92,6 +98,40 @@ def real_table(metrics: Sequence[str] = REAL) -> str:
 def letters_table() -> str:
     """Return the letters language's rows at temperature 1."""
     return table(read_results("toy_letters")["rows"], LETTERS, 1.0)
+
+
+def completions_sampled(world: str, method: str) -> int:
+    """Return how many completions a method samples while it trains, warm-up included, from its world's settings.
+
+    Training steps times batch times N for the game; one a training text for SODA. Raises KeyError for a method not known.
+    """
+    letters = world == "toy_letters"
+    config, rows = (PRESETS["toy"], toy_letters.SIZE) if letters else (PRESETS["smollm2-135m"], SMOLLM2_ROWS)
+    batch, head = config.warmup_batch_size, config.replace(**toy_letters.HEAD) if letters else config
+    orpo, rounds = (toy_letters.ORPO, toy_letters.DIAL_ROUNDS) if letters else (smollm2.ORPO, smollm2.DIAL)
+    counts: dict[str, Callable[[], int]] = {
+        **dict.fromkeys(("teacher", "base", "seqkd", "seqkd-best", "seqkd-equal-cpu", "seqkd-cheating"), lambda: 0),
+        **dict.fromkeys(("soda", "seqkd-on-surrogate"), lambda: rows),
+        **dict.fromkeys(("gad-sequence", "gad-prefix", "frozen-sequence"), lambda: _played(head)),
+        **dict.fromkeys((f"{who}-implicit{how}" for who in ("gad", "frozen") for how in ("", "-sft", "-small")), lambda: _played(config)),
+        "gad-after-soda": lambda: rows + _played(config),
+        "orpo-distill": lambda: rows + round(rows / 2) * ((num_steps(orpo["epochs"], rows, batch) - 1) // max(1, round(rows / batch))),
+        "dial": lambda: rounds["rounds"] * rounds["prompts_a_round"] * config.num_generations,
+    }  # fmt: skip
+    return counts[method]()
+
+
+def _played(config: GADConfig) -> int:
+    steps = config.discriminator_warmup_steps + config.max_steps
+    return steps * config.per_device_train_batch_size * config.num_generations
+
+
+def with_sampled(world: str, markdown: str) -> str:
+    """Return a table of methods with a column more: the completions that each one samples while it trains."""
+    head, rule, *lines = markdown.splitlines()
+    methods = [line.removeprefix("| ").split(" | ")[0].partition(" at T ")[0] for line in lines]
+    counted = [f"{line} {completions_sampled(world, m)} |" for line, m in zip(lines, methods, strict=True)]
+    return "\n".join([f"{head} completions sampled |", f"{rule}---|", *counted])
 
 
 def draw() -> Figure:

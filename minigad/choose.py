@@ -17,7 +17,8 @@ from minigad.checkpoint import Damaged, checkpoints, load
 from minigad.config import GADConfig, UserError
 from minigad.data import group_by_prompt, load_pairs, stream_prompts
 from minigad.evaluate import MIN_PROMPTS, evaluate
-from minigad.judging import Bench, Jury, judged, jury_of, load_run, text_key
+from minigad.judge import PROTOCOLS
+from minigad.judging import Jury, bench_of, dry_run, judged, jury_of, load_run, text_key
 from minigad.memory import explained
 from minigad.report import write_report
 from minigad.run import load_student, save_student, write_json
@@ -55,6 +56,11 @@ def choose(args: argparse.Namespace) -> list[str]:
             f"{args.data} has {len(prompts)} prompts; honest_auc needs {MIN_PROMPTS}: add some, or --measure nll"
         )
     protocol = MEASURES[args.measure][1]
+    if args.dry_run and protocol:
+        lengths = [
+            config.max_completion_length for folder, (_, config) in runs.items() for _ in _candidates(Path(folder))
+        ]
+        return dry_run(args, PROTOCOLS[protocol], bench_of(args.data, dataset), lengths, [])
     jury = jury_of(args, protocol) if protocol else None
     candidates: list[dict[str, Any]] = []
     best: _Kept | None = None
@@ -91,12 +97,16 @@ def _check(args: argparse.Namespace) -> None:
     low, high = args.length_band
     if args.measure not in MEASURES:
         raise UserError(f"--measure is {args.measure!r}; it must be one of {', '.join(MEASURES)}")
-    if not 0 <= low < high:
-        raise UserError(f"--length-band is {low:g} {high:g}; give two numbers, the lower one first, neither negative")
-    if (MEASURES[args.measure][1] is not None) != bool(args.judge):
+    if not 0 <= low < high < float("inf"):
+        raise UserError(
+            f"--length-band is {low:g} {high:g}; give two finite numbers, the lower one first, neither negative"
+        )
+    if (MEASURES[args.measure][1] is not None) != (args.judge is not None):
         raise UserError(
             f"--measure {args.measure} and --judge do not go together: score and win_rate need a judge, no other"
         )
+    if args.dry_run and not args.judge:
+        raise UserError(f"--dry-run prices a judge's calls, and --measure {args.measure} needs none; leave it out")
     if Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
         raise UserError(f"--out {args.out}: this exists and is not empty; give another folder")
     if not Path(args.out).absolute().parent.is_dir():
@@ -118,21 +128,29 @@ def _check_no_test(args: argparse.Namespace, dataset: Any, runs: dict[str, tuple
 def _students(folder: Path, config: GADConfig) -> Iterator[tuple[Path, Student]]:
     """Yield each checkpoint with the student as it was then, oldest first: one model, its weights overwritten."""
     student = load_student(folder, config)
-    paths = checkpoints(folder)[::-1]
-    for path in paths:
-        try:
-            tensors = load(path).tensors
-        except Damaged as error:
-            raise UserError(f"{path} is damaged: {error}; move it away") from None
-        mine = student.parameters()
-        if lacking := [name for name in mine if f"student/{name}" not in tensors]:
-            raise UserError(f"{path} lacks {len(lacking)} tensors of the student, such as {lacking[0]!r}; move it away")
-        with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(tensors[f"student/{name}"])
+    for path in _candidates(folder):
+        if path != folder / "student":
+            _install(student, path)
         yield path, student
-    if not paths:
-        yield folder / "student", student
+
+
+def _install(student: Student, path: Path) -> None:
+    """Give the student the weights of a checkpoint; UserError for one that is damaged or another model's."""
+    try:
+        tensors = load(path).tensors
+    except Damaged as error:
+        raise UserError(f"{path} is damaged: {error}; move it away") from None
+    mine = student.parameters()
+    if lacking := [name for name in mine if f"student/{name}" not in tensors]:
+        raise UserError(f"{path} lacks {len(lacking)} tensors of the student, such as {lacking[0]!r}; move it away")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(tensors[f"student/{name}"])
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Return a run's candidates, oldest first: its checkpoints, or its student where there is none."""
+    return checkpoints(folder)[::-1] or [folder / "student"]
 
 
 def _measure(
@@ -142,8 +160,7 @@ def _measure(
     with explained("rollout", config):
         metrics, samples = evaluate(student, dataset, config, temperature=temperature, seed=args.seed)
     if jury is not None:
-        groups = group_by_prompt(dataset)
-        bench = Bench(Path(args.data).name, [prompt for prompt, _ in groups], [texts[0] for _, texts in groups])
+        bench = bench_of(args.data, dataset)
         with Store(args.store or f"{args.out}.judge.db") as store:
             metrics |= judged(jury, bench, [sample["student"] for sample in samples], [], store, args.seed)[0][
                 "numbers"

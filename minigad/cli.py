@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from minigad import __version__
-from minigad.config import CHOICES, PRESETS, GADConfig, UserError, make_config, preset_for, recipe_settings, visible
+from minigad.config import (
+    BOUNDS,
+    CHOICES,
+    PRESETS,
+    GADConfig,
+    UserError,
+    make_config,
+    preset_for,
+    recipe_settings,
+    visible,
+)
 
 __all__ = ["main"]
 
@@ -37,6 +47,14 @@ class _Parser(argparse.ArgumentParser):
         super().error(visible(message))
 
 
+def _seed(text: str) -> int:
+    """Read a seed as GADConfig has it: torch and numpy refuse others, each in its own words."""
+    low, high = BOUNDS["seed"]
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; give a whole number from {low} to {high}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="minigad", description="Generative Adversarial Distillation, from a toy to a real student.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -45,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="toy language, no download: SeqKD, published GAD, best GAD, report; about 3 minutes"
     )
     demo.add_argument("--output-dir", default="run-demo")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=_seed, default=0)
     demo.add_argument(
         "--quick",
         action="store_true",
@@ -101,7 +119,7 @@ def _add_tools(commands: Any) -> None:
     guess = commands.add_parser("guess", help="a game: which of two completions is the teacher's?")
     guess.add_argument("run")
     guess.add_argument("--num-questions", type=int, default=10)
-    guess.add_argument("--seed", type=int, default=0)
+    guess.add_argument("--seed", type=_seed, default=0)
     guess.add_argument("--html", metavar="FILE.html", help="write the game as a page instead of asking here")
     guess.set_defaults(command=_guess)
     rerank = commands.add_parser(
@@ -113,7 +131,7 @@ def _add_tools(commands: Any) -> None:
     rerank.add_argument("--prompts", required=True, help="as for teach")
     rerank.add_argument("--out", required=True, help=".jsonl: prompt, completion, score, finished")
     rerank.add_argument("--num-generations", type=int, default=8)
-    rerank.add_argument("--seed", type=int, default=0)
+    rerank.add_argument("--seed", type=_seed, default=0)
     rerank.set_defaults(command=_rerank)
     only = commands.add_parser(
         "filter",
@@ -128,7 +146,7 @@ def _add_tools(commands: Any) -> None:
     only.add_argument(
         "--num-generations", type=int, default=8, help="samples of the student that a pair is held against"
     )
-    only.add_argument("--seed", type=int, default=0)
+    only.add_argument("--seed", type=_seed, default=0)
     only.set_defaults(command=_filter)
 
 
@@ -171,7 +189,7 @@ def _add_teach(commands: Any) -> None:
     teach.add_argument("--temperature", type=float, default=1.0)
     teach.add_argument("--max-tokens", type=int, default=1024)
     teach.add_argument(
-        "--seed", type=int, help="sample i of a prompt is asked for with seed + i; default: none is sent"
+        "--seed", type=_seed, help="sample i of a prompt is asked for with seed + i; default: none is sent"
     )
     teach.add_argument("--samples", type=int, default=1, help="answers a prompt")
     teach.add_argument("--redraws", type=int, default=2, help="answers drawn in place of one that a policy asks again")
@@ -186,7 +204,7 @@ def _add_teach(commands: Any) -> None:
     split.add_argument("--train", required=True, help=".jsonl, .parquet, or a folder of datasets")
     split.add_argument("--heldout", required=True, help="likewise")
     split.add_argument("--eval-fraction", type=float, default=0.1)
-    split.add_argument("--seed", type=int, default=0)
+    split.add_argument("--seed", type=_seed, default=0)
     split.add_argument(
         "--on", action="append", default=[], metavar="CLASS=POLICY", help="keep or drop what a check finds"
     )
@@ -225,12 +243,18 @@ def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--judge-local", action="store_true", help="load the judge here with transformers")
     group.add_argument("--judge-temperature", type=float, default=0.0)
     group.add_argument("--judge-max-tokens", type=int, default=1024, help="of one reply")
-    group.add_argument("--judge-runs", type=int, default=1, help="how often everything is judged; two show agreement")
+    group.add_argument(
+        "--judge-runs",
+        type=int,
+        default=1,
+        help="how often everything is judged; two show agreement, which says something at a temperature above 0",
+    )
     group.add_argument("--judge-redraws", type=int, default=2, help="further replies for one that cannot be read")
     group.add_argument(
         "--store",
         help="SQLite file of all replies ever paid for; default: judge.db in the run's folder (choose: OUT.judge.db)",
     )
+    group.add_argument("--dry-run", action="store_true", help="print the judge's calls, tokens and price, call nobody")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -246,7 +270,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--greedy", action="store_true", help="take the likeliest token; measures of likelihood are left out")  # fmt: skip
     evaluate.add_argument("--paper-prompt", action="store_true", help="put the paper's wrapper around every prompt")
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--seed", type=_seed, default=0)
     evaluate.add_argument("--protocol", choices=("rating", "pairwise"), default="rating")
     evaluate.add_argument(
         "--against",
@@ -275,7 +299,7 @@ def _add_choose(commands: Any) -> None:
     choose.add_argument("--length-band", type=float, nargs=2, default=(0.8, 1.25), metavar=("LOW", "HIGH"), help="student's mean words over the teacher's; default: 0.8 1.25")  # fmt: skip
     choose.add_argument("--test", action="append", default=[], help="prompts that must not be chosen on; those of a run's evaluation.json never are")  # fmt: skip
     choose.add_argument("--greedy", action="store_true", help="sample greedily; default: at the run's temperature")
-    choose.add_argument("--seed", type=int, default=0)
+    choose.add_argument("--seed", type=_seed, default=0)
     _add_judge_flags(choose)
     _add_call_flags(choose)
     choose.set_defaults(command=_choose)

@@ -94,6 +94,10 @@ class CollectSettings:
         for name in ("requests_per_minute", "tokens_per_minute", "deadline", "budget"):
             if not (getattr(self, name) or 0) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must not be negative")
+        if self.price is not None and not all(0 <= one < float("inf") for one in self.price):
+            raise UserError(
+                f"the price is {self.price.prompt:g} and {self.price.completion:g}; give dollars, 0 or more"
+            )
         if self.budget is not None and self.price is None:
             raise UserError("a budget needs the model's price; give --price IN OUT in dollars a million tokens")
 

@@ -63,7 +63,7 @@ def read_set(name: str) -> list[Prompt]:
     Files may hold MT-bench's rows (`turns`; the first turn alone is the prompt) beside all that `teach --prompts` reads.
     Raises UserError for an unknown name, a package that is not installed, a hub out of reach, and a set without prompts.
     """
-    if name not in SETS and not Path(name).exists():
+    if name not in SETS and not (name and Path(name).exists()):
         raise UserError(f"there is no evaluation set or file {name!r}; the sets are {', '.join(SETS)}")
     rows = [_plain(where, object_of(where, row)) for where, row in _rows(SETS.get(name, Path(name)))]
     prompts = {prompt_key(prompt): prompt for _, prompt in stream_prompts(rows)}

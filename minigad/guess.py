@@ -220,12 +220,14 @@ def _thought(question: Question) -> str:
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 960px; margin: 0 auto; padding: .6rem; background: #fff; color: #111 }
+:root { color-scheme: light dark; --page: #fff; --text: #111; --line: #bbb; --quiet: #595959; --teacher: #009E73 }
+@media (prefers-color-scheme: dark) { :root { --page: #111; --text: #eee; --line: #555; --quiet: #b5b5b5; --teacher: #2fc79b } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 960px; margin: 0 auto; padding: .6rem; background: var(--page); color: var(--text) }
 .pair { display: grid; gap: .8rem } @media (min-width: 640px) { .pair { grid-template-columns: 1fr 1fr } }
 pre { font: inherit; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
-section { border: 1px solid #bbb; border-radius: .5rem; padding: .6rem } h3 { margin: 0 0 .3rem; font-size: 1rem }
-button { font: inherit; padding: .3rem 1rem; margin: .6rem .6rem 0 0 } .quiet { color: #595959 } [hidden] { display: none }
-.teacher { outline: 3px solid #009E73 } #score { font-weight: 600 }
+section { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem } h3 { margin: 0 0 .3rem; font-size: 1rem }
+button { font: inherit; padding: .3rem 1rem; margin: .6rem .6rem 0 0 } .quiet { color: var(--quiet) } [hidden] { display: none }
+.teacher { outline: 3px solid var(--teacher) } #score { font-weight: 600 }
 """
 # Texts are in the page as escaped HTML; the script only shows and hides, and counts.
 SCRIPT = """
@@ -277,7 +279,7 @@ def game_page(asked: list[Question], notes: list[str]) -> str:
 def framed(page: str, height: int = 640) -> str:
     """Put a page into a frame that may run its own script and nothing else: it cannot reach the notebook or the network."""
     source = html.escape(page, quote=True)
-    style = f"width:100%;height:{height}px;border:1px solid #bbb;background:#fff"
+    style = f"width:100%;height:{height}px;border:1px solid #888"
     return f'<div><iframe title="Which one is the teacher?" sandbox="allow-scripts" srcdoc="{source}" style="{style}"></iframe></div>'
 
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigad.chat import Prompt, prompt_text
-from minigad.collect import Again, CollectSettings, Progress, Summary, collect, drawn
+from minigad.collect import Again, CollectSettings, Progress, Summary, collect, drawn, estimate_tokens
 from minigad.config import UserError
+from minigad.data import as_messages
 from minigad.stats import Interval, agreement, holm, length_controlled, mean_interval, paired_p_value
 from minigad.store import Store
 from minigad.teacher import Answer, Teacher
@@ -29,6 +30,7 @@ __all__ = [
     "Verdicts",
     "compare",
     "judge",
+    "judging_tokens",
     "numbers_of",
     "own_completions",
     "read_preference",
@@ -177,6 +179,16 @@ def judge(
             asked_again += max(0, len(answers) - 1)
             malformed += bool(answers) and points is None
     return Verdicts(shares, replies, asked_again, malformed, summary)
+
+
+def judging_tokens(
+    protocol: Protocol, prompts: Sequence[Prompt], ours: Sequence[str | int], theirs: Sequence[str | int]
+) -> int:
+    """Estimate the prompt tokens of one run of all questions, both orders; a number is a completion of so many tokens that is not written yet."""
+    sides = [["" if isinstance(one, int) else one for one in side] for side in (ours, theirs)]
+    unwritten = sum(one for one in (*ours, *theirs) if isinstance(one, int))
+    texts = [text for *_, text in _questions(protocol, prompts, *sides)]
+    return 2 * unwritten + sum(estimate_tokens(as_messages(text)) for text in texts)
 
 
 def _questions(

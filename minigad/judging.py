@@ -6,7 +6,7 @@ What the judge said goes into evaluation.json, a record for each protocol, judge
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,22 @@ import numpy as np
 from minigad.attribution import judged as seen_by
 from minigad.chat import Prompt, prompt_text
 from minigad.checks import prompt_classes
-from minigad.collect import CollectSettings, Summary
+from minigad.collect import CollectSettings, Summary, estimate_tokens
 from minigad.config import GADConfig, UserError
-from minigad.data import group_by_prompt, load_pairs
+from minigad.data import as_messages, group_by_prompt, load_pairs
 from minigad.evaluate import evaluate
 from minigad.evaluation_sets import fingerprint, in_papers_prompt, read_set
-from minigad.judge import PROTOCOLS, RATING, Protocol, Verdicts, compare, judge, numbers_of, own_completions
+from minigad.judge import (
+    PROTOCOLS,
+    RATING,
+    Protocol,
+    Verdicts,
+    compare,
+    judge,
+    judging_tokens,
+    numbers_of,
+    own_completions,
+)
 from minigad.memory import explained
 from minigad.outputs import check_outputs, read_outputs, write_alpaca_eval, write_harness_task
 from minigad.report import write_report
@@ -29,14 +39,16 @@ from minigad.sources import short
 from minigad.stats import holm
 from minigad.store import Store
 from minigad.student import Student
-from minigad.teach import closed_after, make_teacher, progress_bar, settings_of
+from minigad.teach import closed_after, make_teacher, price_line, progress_bar, settings_of
 from minigad.teacher import Teacher
 
 __all__ = [
     "Bench",
     "Jury",
     "Unfinished",
+    "bench_of",
     "check_unchosen",
+    "dry_run",
     "evaluate_run",
     "judged",
     "jury_of",
@@ -61,6 +73,9 @@ class Jury(NamedTuple):
     settings: CollectSettings
 
 
+Side = list[str] | int  # completions, one a prompt, or the most tokens that each of them will have once it is sampled
+
+
 class Unfinished(Exception):
     """The judging was stopped early; what was answered is in the store. Holds the summary of the collection."""
 
@@ -78,10 +93,13 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
     _check_flags(args)
     bench, dataset = _bench(args)
     record, config = load_run(args.run)
-    jury = jury_of(args, args.protocol) if args.judge else None
     check_unchosen(args.run, bench.prompts)
     check_outputs(args.alpaca_eval, args.lm_eval)
     opponents = [_opponent(path, bench) for path in args.against]
+    if args.dry_run:
+        sides = [side for _, side in opponents]
+        return dry_run(args, PROTOCOLS[args.protocol], bench, [config.max_completion_length], sides)
+    jury = jury_of(args, args.protocol) if args.judge else None
     temperature = 0.0 if args.greedy else args.temperature
     evaluation = dict(record["evaluation"] or {"metrics": {}, "samples": []})
     student = load_student(args.run, config)
@@ -100,10 +118,12 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
         metrics, texts = {}, _completions(student, config, bench.prompts, args, temperature)
     if dataset is not None:
         write_json(Path(args.run) / "evaluation.json", evaluation)
-    _export(args, bench, texts, config)
     lines = [f"{name:24s} {value:.4f}" for name, value in metrics.items()]
+    lines += _export(args, bench, texts, config)
     if jury is not None:
-        others = [(who, _played(who, bench, args, temperature) if texts is None else texts) for who, texts in opponents]
+        others = [
+            (who, _played(who, bench, args, temperature) if isinstance(side, int) else side) for who, side in opponents
+        ]
         about = {"student": str(args.run), "paper_prompt": args.paper_prompt, "temperature": temperature}
         with closed_after(jury.model), Store(args.store or Path(args.run) / "judge.db") as store:
             records = [one | about for one in judged(jury, bench, texts, others, store, args.seed)]
@@ -126,11 +146,22 @@ def _check_flags(args: argparse.Namespace) -> None:
         )
     if args.greedy and args.temperature is not None:
         raise UserError("--greedy and --temperature exclude each other; give one of them")
-    if not args.judge and (args.against or args.judge_base_url or args.judge_local):
-        raise UserError("--against, --judge-base-url and --judge-local are for a judge; name its model with --judge")
+    of_judge = (
+        args.against,
+        args.judge_base_url,
+        args.judge_local,
+        args.dry_run,
+        args.store,
+        args.protocol != "rating",
+    )
+    if not args.judge and (args.judge is not None or any(of_judge)):
+        raise UserError(
+            "--against, --protocol, --store, --dry-run, --judge-base-url and --judge-local are for a judge; name its model "
+            "with --judge"
+        )
     if args.judge and args.judge_local and args.judge_base_url:
         raise UserError("--judge-local and --judge-base-url exclude each other; give one of them")
-    if args.set and not (args.judge or args.alpaca_eval or args.lm_eval):
+    if args.set is not None and not (args.judge or args.alpaca_eval or args.lm_eval):
         raise UserError(
             "a set has no teacher completions to measure by; add --judge MODEL, --alpaca-eval FILE or --lm-eval FOLDER"
         )
@@ -149,7 +180,14 @@ def load_run(folder: str | Path) -> tuple[dict[str, Any], GADConfig]:
 
 def jury_of(args: argparse.Namespace, protocol: str) -> Jury:
     """Return the judge that the command line names; an endpoint's key is looked for here."""
-    asked = vars(args) | {
+    asked = _asked(args)
+    settings = settings_of(asked)
+    return Jury(make_teacher(asked), PROTOCOLS[protocol], settings)
+
+
+def _asked(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the judge's flags by the names that they have for a teacher."""
+    named = {
         "model": args.judge,
         "base_url": args.judge_base_url,
         "local": args.judge_local,
@@ -160,8 +198,7 @@ def jury_of(args: argparse.Namespace, protocol: str) -> Jury:
         "redraws": args.judge_redraws,
         "seed": None,
     }
-    settings = settings_of(argparse.Namespace(**asked))
-    return Jury(make_teacher(argparse.Namespace(**asked)), PROTOCOLS[protocol], settings)
+    return argparse.Namespace(**vars(args) | named)
 
 
 def check_unchosen(folder: str | Path, prompts: Sequence[Prompt]) -> None:
@@ -191,13 +228,17 @@ def text_key(prompt: Prompt) -> str:
 
 def _bench(args: argparse.Namespace) -> tuple[Bench, Any]:
     """Return the prompts, and with --data the pairs they come from."""
-    if args.set:
+    if args.set is not None:
         prompts = read_set(args.set)
         return Bench(Path(args.set).name, prompts, [None] * len(prompts)), None
     dataset, _ = load_pairs(args.data)
+    return bench_of(args.data, dataset), dataset
+
+
+def bench_of(path: str, dataset: Any) -> Bench:
+    """Return the prompts of pairs, each with the first of its teacher completions."""
     groups = group_by_prompt(dataset)
-    teacher: list[str | None] = [texts[0] for _, texts in groups]
-    return Bench(Path(args.data).name, [prompt for prompt, _ in groups], teacher), dataset
+    return Bench(Path(path).name, [prompt for prompt, _ in groups], [texts[0] for _, texts in groups])
 
 
 def _in_wrapper(dataset: Any) -> Any:
@@ -220,12 +261,12 @@ def _played(run: str, bench: Bench, args: argparse.Namespace, temperature: float
     return _completions(load_student(run, config), config, bench.prompts, args, temperature)
 
 
-def _opponent(path: str, bench: Bench) -> tuple[str, list[str] | None]:
+def _opponent(path: str, bench: Bench) -> tuple[str, Side]:
     """Return an opponent's name and, of a file of outputs, its completions; of a run none yet, but it is looked at."""
     if Path(path).is_dir():
-        load_run(path)
+        config = load_run(path)[1]
         check_unchosen(path, bench.prompts)
-        return path, None
+        return path, config.max_completion_length
     who, outputs = read_outputs(path)
     missing = [prompt for prompt in bench.prompts if prompt_text(prompt) not in outputs]
     if missing:
@@ -236,16 +277,57 @@ def _opponent(path: str, bench: Bench) -> tuple[str, list[str] | None]:
     return who, [outputs[prompt_text(prompt)] for prompt in bench.prompts]
 
 
-def _export(args: argparse.Namespace, bench: Bench, texts: list[str], config: GADConfig) -> None:
-    prompts = [prompt_text(prompt) for prompt in bench.prompts]
+def _export(args: argparse.Namespace, bench: Bench, texts: list[str], config: GADConfig) -> list[str]:
+    prompts, lines = [prompt_text(prompt) for prompt in bench.prompts], []
     if args.alpaca_eval:
         write_alpaca_eval(args.alpaca_eval, prompts, texts, str(args.run), bench.name)
+        lines.append(f"wrote {args.alpaca_eval}: {len(texts)} completions for AlpacaEval")
     if args.lm_eval:
         completions = [text or "" for text in bench.teacher]
-        write_harness_task(args.lm_eval, prompts, completions, config.max_completion_length)
+        task = write_harness_task(args.lm_eval, prompts, completions, config.max_completion_length)
+        lines.append(f"wrote {args.lm_eval}: the task {task} for lm-evaluation-harness")
+    return lines
 
 
 # --- judging ---
+
+
+def dry_run(
+    args: argparse.Namespace, protocol: Protocol, bench: Bench, students: Sequence[int], opponents: Sequence[Side]
+) -> list[str]:
+    """Return what judging would send and cost at the most, as sentences. Samples nothing, asks nobody, writes nothing.
+
+    students: the most tokens that each one's completions will have.
+    """
+    settings = settings_of(_asked(args))
+    longest = settings.sampling.max_tokens
+    pairs = _pairs(protocol, bench, students, opponents, longest)
+    sent = _sendable(settings, bench, [side for pair in pairs for side in pair if not isinstance(side, int)])
+    prompts = [bench.prompts[i] for i in sent]
+    own = [estimate_tokens(as_messages(prompt)) for prompt in prompts] if protocol is RATING else []
+    tokens = [judging_tokens(protocol, prompts, *(_only(sent, side) for side in pair)) for pair in pairs]
+    prompt_tokens = sum(own) + settings.samples * sum(tokens)
+    calls = len(own) + settings.samples * 2 * len(pairs) * len(sent)
+    return [
+        f"{len(sent)} of {len(bench.prompts)} prompts of {bench.name} would be sent to {args.judge}: {calls} calls, less those "
+        f"that the store has; for a reply that cannot be read up to {settings.redraws} more.",
+        f"At most about {prompt_tokens} prompt tokens (a token is about four bytes; a completion that is not written yet "
+        f"counts at its longest) and {calls * longest} completion tokens.",
+        price_line(settings.price, prompt_tokens, calls * longest),
+    ]
+
+
+def _pairs(
+    protocol: Protocol, bench: Bench, students: Sequence[int], opponents: Sequence[Side], longest: int
+) -> list[tuple[Side, Side]]:
+    """Return what is shown together: everyone with the judge's own completion (rating), or a student with an opponent."""
+    if protocol is RATING:
+        return [(one, longest) for one in (*students, *opponents)]
+    return [(one, other) for one in students for other in opponents or [[text or "" for text in bench.teacher]]]
+
+
+def _only(sent: list[int], side: Side) -> list[str | int]:
+    return [side if isinstance(side, int) else side[i] for i in sent]
 
 
 def judged(
@@ -253,7 +335,7 @@ def judged(
 ) -> list[dict[str, Any]]:
     """Return the records of a judged student: one with every opponent compared (rating), or one an opponent (pairwise)."""
     against = others or ([] if jury.protocol is RATING else [("teacher", [text or "" for text in bench.teacher])])
-    sent = _sendable(jury, bench, [ours, *(texts for _, texts in against)])
+    sent = _sendable(jury.settings, bench, [ours, *(texts for _, texts in against)])
     prompts, ours = [bench.prompts[i] for i in sent], [ours[i] for i in sent]
     against = [(name, [texts[i] for i in sent]) for name, texts in against]
     about: dict[str, Any] = {"data": bench.name, "fingerprint": fingerprint(bench.prompts), "judge": jury.model.name}
@@ -263,7 +345,8 @@ def judged(
         return [_rated(jury, prompts, ours, against, store, seed, about, withheld)]
     records, values = [], []
     for name, texts in against:
-        verdicts = _finished(judge(jury.model, jury.protocol, prompts, ours, texts, store, jury.settings, progress_bar))
+        verdicts = judge(jury.model, jury.protocol, prompts, ours, texts, store, jury.settings, progress_bar)
+        _finished(jury, verdicts)
         records.append(_record(jury, f"{bench.name}, against {name}", verdicts, ours, texts, about, withheld, seed))
         values.append(verdicts.values)
     even = [compare(one, [np.full(len(one), 0.5)], seed)[0] for one in values]
@@ -283,11 +366,10 @@ def _rated(
     withheld: int,
 ) -> dict[str, Any]:
     own, summary = own_completions(jury.model, prompts, store, jury.settings, progress_bar)
-    if summary.stopped:
-        raise Unfinished(summary)
+    _check_answered(jury, summary, any(text is not None for text in own))
 
     def verdicts_of(texts: list[str]) -> Verdicts:
-        return _finished(judge(jury.model, RATING, prompts, texts, own, store, jury.settings, progress_bar))
+        return _finished(jury, judge(jury.model, RATING, prompts, texts, own, store, jury.settings, progress_bar))
 
     mine = verdicts_of(ours)
     record = _record(jury, about["data"], mine, ours, own, about, withheld, seed)
@@ -296,10 +378,9 @@ def _rated(
     return record
 
 
-def _sendable(jury: Jury, bench: Bench, sides: list[list[str]]) -> list[int]:
+def _sendable(settings: CollectSettings, bench: Bench, sides: Iterable[list[str]]) -> list[int]:
     """Return the prompts that may leave this machine: neither they nor a completion holds a key or personal data."""
-    policies = jury.settings.policies
-    sent = []
+    policies, sides, sent = settings.policies, list(sides), []
     for i, prompt in enumerate(bench.prompts):
         texts = [prompt, *(texts[i] for texts in sides)]
         if not any(policies[name] == "drop" for text in texts for name in prompt_classes(text)):
@@ -312,10 +393,18 @@ def _sendable(jury: Jury, bench: Bench, sides: list[list[str]]) -> list[int]:
     return sent
 
 
-def _finished(verdicts: Verdicts) -> Verdicts:
-    if verdicts.summary.stopped:  # the prompts that come first are no sample of all
-        raise Unfinished(verdicts.summary)
+def _finished(jury: Jury, verdicts: Verdicts) -> Verdicts:
+    _check_answered(jury, verdicts.summary, verdicts.replies > 0)
     return verdicts
+
+
+def _check_answered(jury: Jury, summary: Summary, answered: bool) -> None:
+    """Raise Unfinished if the calls were stopped, since the prompts that come first are no sample of all; UserError if all failed."""
+    if summary.stopped:
+        raise Unfinished(summary)
+    if not answered:
+        first = summary.failures[0] if summary.failures else "its replies were empty"
+        raise UserError(f"the judge {jury.model.name!r} gave no answer to anything ({first}); mend that and ask again")
 
 
 def _record(

@@ -15,11 +15,18 @@ FOR_TEACHER, FOR_STUDENT = "213,94,0", "0,114,178"
 FULL = 0.6  # opacity of the strongest colour: dark text on it stays readable
 FAINT = 0.05  # share of the limit below which a piece has no line
 BOX = "white-space:pre-wrap;overflow-wrap:anywhere;background:#fff;color:#111;padding:.2em .4em;line-height:1.7"
+
+
+def _key(colour: str, line: str, words: str) -> str:
+    """Words in a full colour, on white of their own: the page around them may be dark."""
+    full = f"rgba({colour},{FULL})"
+    style = f"background:linear-gradient({full},{full}),#fff;color:#111;border-bottom:2px {line} rgb({colour})"
+    return f'<span style="{style}">{words}</span>'
+
+
 LEGEND = (
-    f'<span style="background:rgba({FOR_TEACHER},{FULL});color:#111;border-bottom:2px solid">orange, whole line</span>: '
-    "it raises the score, as teacher text does; "
-    f'<span style="background:rgba({FOR_STUDENT},{FULL});color:#111;border-bottom:2px dotted">blue, dotted line</span>: '
-    "it lowers it"
+    f"{_key(FOR_TEACHER, 'solid', 'orange, whole line')}: it raises the score, as teacher text does; "
+    f"{_key(FOR_STUDENT, 'dotted', 'blue, dotted line')}: it lowers it"
 )
 
 
@@ -39,7 +46,7 @@ def attribution_html(seen: Attribution) -> str:
     """Return a completion with the discriminator's contributions: coloured, explained, and as a table for who cannot hover."""
     limit = colour_limit([seen])
     rows = "".join(
-        f"<tr><td><code>{escape(text)}</code></td><td>{value:+.3f}</td></tr>"
+        f'<tr><td><code style="white-space:pre-wrap">{_shown(text)}</code></td><td>{value:+.3f}</td></tr>'
         for text, value in zip(seen.pieces, seen.contributions, strict=True)
     )
     return (
@@ -52,5 +59,11 @@ def _piece(text: str, value: float, limit: float) -> str:
     share = min(abs(value) / limit, 1.0)
     colour, line = (FOR_TEACHER, "solid") if value > 0 else (FOR_STUDENT, "dotted")
     under = f";border-bottom:2px {line} rgb({colour})" if share > FAINT else ""
-    shown = escape(text).replace("\n", "↵\n")
-    return f'<span title="{value:+.3f}" style="background:rgba({colour},{FULL * share:.2f}){under}">{shown}</span>'
+    return (
+        f'<span title="{value:+.3f}" style="background:rgba({colour},{FULL * share:.2f}){under}">{_shown(text)}</span>'
+    )
+
+
+def _shown(text: str) -> str:
+    """Escape a piece, and show where a line ends."""
+    return escape(text).replace("\n", "↵\n")

@@ -42,11 +42,15 @@ metadata:
 def check_outputs(file: str | None, folder: str | None) -> None:
     """Raise UserError if AlpacaEval's file or the harness's folder could not be written: before any work for them."""
     for path in (file, folder):
-        if path and not Path(path).absolute().parent.is_dir():
+        if path is not None and not Path(path).absolute().parent.is_dir():
             raise UserError(f"{path}: there is no folder {str(Path(path).parent)!r}; make it first")
-    name = Path(folder).absolute().name if folder else "task"
+    if file is not None and (Path(file).suffix != ".json" or Path(file).is_dir()):
+        raise UserError(f"cannot write {file!r} for AlpacaEval, which reads JSON; name a .json file")
+    name = "task" if folder is None else folder and Path(folder).absolute().name
     if not re.fullmatch(r"[\w-]+", name) or (folder and Path(folder).is_file()):
-        raise UserError(f"{folder}: this cannot be the folder of a task; name one with letters, digits, _ and - alone")
+        raise UserError(
+            f"{folder!r}: this cannot be the folder of a task; name one with letters, digits, _ and - alone"
+        )
 
 
 def write_alpaca_eval(

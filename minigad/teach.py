@@ -47,6 +47,7 @@ __all__ = [
     "dry_run",
     "load_prices",
     "make_teacher",
+    "price_line",
     "progress_bar",
     "rows_to_keep",
     "settings_of",
@@ -151,12 +152,17 @@ def dry_run(prompts: str | os.PathLike[str], settings: CollectSettings, kept: Ke
         f"{len(tokens)} prompts would be sent to {model}, {settings.samples} answers each: {calls} calls.",
         f"About {prompt_tokens} prompt tokens (a token is about four bytes) and at most {most} completion tokens.",
     ]
-    if settings.price is None:
-        return [*lines, "The price of this model is not known; give --price IN OUT in dollars a million tokens."]
-    low, high = settings.price.cost(prompt_tokens, most // 4), settings.price.cost(prompt_tokens, most)
-    price = f"${settings.price.prompt:g} and ${settings.price.completion:g} a million"
-    lines.append(f"At {price}: ${high:.4f} if every answer has its full length, ${low:.4f} at a quarter of it.")
+    lines.append(price_line(settings.price, prompt_tokens, most))
     return [*lines, "First prompts:", *(f"  {line}" for line in _first(prompts, kept))]
+
+
+def price_line(price: Price | None, prompt_tokens: int, most: int) -> str:
+    """Say what calls would cost with at most `most` completion tokens, or that the price is not known."""
+    if price is None:
+        return "The price of this model is not known; give --price IN OUT in dollars a million tokens."
+    low, high = price.cost(prompt_tokens, most // 4), price.cost(prompt_tokens, most)
+    rates = f"${price.prompt:g} and ${price.completion:g} a million"
+    return f"At {rates}: ${high:.4f} if every answer has its full length, ${low:.4f} at a quarter of it."
 
 
 def rows_to_keep(

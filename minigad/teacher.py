@@ -199,6 +199,8 @@ class OpenAITeacher:
             raise UserError(
                 "an OpenAI-compatible teacher needs the openai package; pip install 'minigad[teacher]'"
             ) from None
+        if not 0 < timeout <= MAX_WAIT:
+            raise UserError(f"timeout is {timeout!r}; it must be above 0 and at most {MAX_WAIT:g} seconds")
         self.name = model
         self.timeout = timeout
         self._key = key

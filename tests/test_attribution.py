@@ -129,6 +129,15 @@ def test_html_says_every_number_in_words_and_runs_nothing():
     assert not re.search(r"https?:|src=|href=|url\(", page)
 
 
+def test_dark_text_stands_on_white_of_its_own():
+    """Notebooks and the report may be dark: what sets the colour of its text sets what is under it too, and opaquely."""
+    seen = Attribution(["a\n", "b"], [0.5, -0.25], 0.25, "prefix")
+    styles = re.findall(r'style="([^"]*)"', attribution_html(seen))
+    dark = [style for style in styles if "color:#111" in style]
+    assert len(dark) == 3 and all("#fff" in style for style in dark)
+    assert "a↵\n</code>" in attribution_html(seen)
+
+
 def test_sign_is_shown_by_a_line_as_well_as_by_colour():
     spans = re.findall(r"<span[^>]*>", coloured(Attribution(["a", "b", "c"], [0.5, -0.25, 0.001], 0.0, "prefix"), 0.5))
     assert ["solid" in span for span in spans] == [True, False, False]

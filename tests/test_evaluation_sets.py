@@ -138,16 +138,6 @@ def test_the_harness_finds_its_file_whatever_the_folder_is_called(tmp_path):
         write_harness_task(tmp_path / "with: colon", [], [], 1)
 
 
-def test_the_harness_itself_runs_the_task_and_its_samples_come_back(tmp_path):
-    """lm-evaluation-harness with its dummy model, which says "lol" to everything."""
-    lm_eval = pytest.importorskip("lm_eval")
-    write_harness_task(tmp_path / "heldout", ["What is {{1}}?", "Say é"], ["one", "é"], 16)
-    manager = lm_eval.tasks.TaskManager(include_path=str(tmp_path / "heldout"))
-    done = lm_eval.simple_evaluate("dummy", tasks=["minigad_heldout"], task_manager=manager, log_samples=True)
-    write_jsonl(tmp_path / "samples_heldout.jsonl", done["samples"]["minigad_heldout"])
-    assert read_outputs(tmp_path / "samples_heldout.jsonl")[1] == {"What is {{1}}?": "lol", "Say é": "lol"}
-
-
 # As lm-evaluation-harness 0.4.13 wrote it with --log_samples (its dummy model, shortened).
 HARNESS_ROW = {
     "doc_id": 0,

@@ -28,6 +28,7 @@ def test_a_weak_judge_is_read_or_counted_and_asked_once(server, tmp_path):  # no
                 print(protocol.name, verdicts.shares.tolist(), verdicts.replies, verdicts.malformed)
                 assert int((verdicts.shares == verdicts.shares).sum()) + verdicts.malformed == verdicts.shares.size
                 assert verdicts.replies == verdicts.shares.size + verdicts.asked_again
+                assert verdicts.asked_again >= verdicts.malformed, "what cannot be read is asked for once more first"
                 assert verdicts.summary.progress.found == (4 if again else 0)
             assert again == (log.read_text().count("POST /v1/chat/completions") == served)
     weak.close()

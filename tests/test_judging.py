@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from fault_server import FaultServer
@@ -15,10 +16,14 @@ from test_judge import SECTIONS, scripted
 from minigad import judging
 from minigad.choose import MEASURES
 from minigad.cli import main
+from minigad.collect import estimate_tokens
 from minigad.config import GADConfig
 from minigad.data import write_jsonl
 from minigad.evaluate import evaluate, words_of
+from minigad.judge import RATING
 from minigad.run import distill, read_run
+from minigad.stats import agreement
+from minigad.teacher import TeacherError
 
 KEY = "sk-test-5f2a9c7e1b8d4036"
 TRAIN = [{"prompt": f"say {i}", "completion": f"you said {i} and more"} for i in range(24)]
@@ -133,6 +138,31 @@ def test_the_pairwise_opponent_is_the_teacher_unless_named(folder, judge):
     assert record["comparisons"][0]["p_holm"] == record["comparisons"][0]["p_value"]
 
 
+def test_the_agreement_of_two_runs_of_the_judge_is_in_the_record_the_lines_and_the_report(folder, judge, capsys):
+    """A judge that changes its mind from run to run for every second prompt; alpha is that of the readings it gave."""
+    steady = judge.function
+
+    def moody(messages, sample):
+        found = SECTIONS.search(messages[-1]["content"])
+        if found and int(found[1].split()[-1]) % 2 and sample == 1:
+            return "5 5"
+        return steady(messages, sample)
+
+    judge.function = moody
+    assert run(folder, "--greedy", "--judge-runs", "2", "--judge-temperature", "1") == 0
+    record = records(folder)[0]
+    assert record["runs"] == 2 and record["counts"]["replies"] == 48
+    samples = read_run(folder / "run")["evaluation"]["samples"]
+    own, points = len("the judge's own words") % 10 + 1, [len(s["student"]) % 10 + 1 for s in samples]
+    first = [mine / (mine + own) for mine in points]
+    second = [0.5 if int(s["prompt"].split()[-1]) % 2 else one for s, one in zip(samples, first, strict=True)]
+    expected = agreement(np.array([first, second]).T, nominal=False)
+    assert record["numbers"]["agreement"] == pytest.approx(expected)
+    assert -1 < expected < 1
+    assert re.search(rf"agreement +{expected:.2f}", capsys.readouterr().out)
+    assert "alpha between runs of the judge" in (folder / "run" / "report.html").read_text(encoding="utf-8")
+
+
 def test_opponents_are_runs_and_files_of_outputs(folder, judge):
     """The student against itself ties everywhere; against its own words and more it loses; Holm over both."""
     assert run(folder, "--greedy", "--alpaca-eval", folder / "ours.json") == 0
@@ -214,6 +244,58 @@ def test_a_budget_stops_before_anything_is_written_and_the_next_command_goes_on(
     assert len(judge.asked) == 24
 
 
+def test_a_dry_run_prices_the_judge_by_hand_and_does_nothing(folder, monkeypatch, capsys):
+    """12 prompts, 2 runs: 12 own completions and 2 orders x 2 runs x 12; a token is four bytes; no key, no model, no file."""
+    monkeypatch.setattr(judging, "load_student", None)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    flags = ["--judge-runs", "2", "--judge-max-tokens", "50", "--price", "2", "8", "--dry-run"]
+    assert run(folder, *flags) == 0
+    asked = [RATING.form.format(prompt=row["prompt"], first="", second="") for row in HELDOUT]
+    own = sum(len(row["prompt"]) // 4 + 4 for row in HELDOUT)
+    tokens = own + 4 * sum(
+        len(text) // 4 + 4 + 16 + 50 for text in asked
+    )  # the student stops at 16 tokens, the judge at 50
+    out = capsys.readouterr().out
+    assert "12 of 12 prompts of heldout.jsonl would be sent to m: 60 calls" in out
+    assert f"about {tokens} prompt tokens" in out and "and 3000 completion tokens" in out
+    dear, cheap = (tokens * 2 + part * 8 for part in (3000, 750))
+    assert (
+        f"At $2 and $8 a million: ${dear / 1e6:.4f} if every answer has its full length, ${cheap / 1e6:.4f} at" in out
+    )
+    assert not (folder / "run" / "judge.db").exists()
+    assert "judge" not in read_run(folder / "run")["evaluation"]
+
+
+def test_a_dry_run_is_an_upper_bound_of_what_is_then_sent(folder, judge, capsys):
+    """Pairwise, against the teacher and a run: the calls are those that follow, their tokens at most those named."""
+    shutil.copytree(folder / "run", folder / "twin")
+    flags = ["--greedy", "--protocol", "pairwise", "--against", folder / "twin"]
+    assert run(folder, *flags, "--dry-run") == 0
+    calls, tokens = map(
+        int, re.search(r": (\d+) calls.*about (\d+) prompt tokens", capsys.readouterr().out, re.S).groups()
+    )
+    assert not judge.asked
+    assert run(folder, *flags) == 0
+    assert 12 <= len(judge.asked) <= calls == 24  # where both say the same, both orders are one question
+    assert sum(estimate_tokens(messages) for messages in judge.asked) <= tokens
+    rows = [*HELDOUT, {"prompt": "write to jo@example.com", "completion": "ok"}]
+    write_jsonl(folder / "heldout.jsonl", rows)
+    assert run(folder, "--protocol", "pairwise", "--dry-run") == 0
+    assert "12 of 13 prompts" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_a_choice_counts_every_candidate(folder, judge, capsys):
+    flags = ["--measure", "win_rate", "--judge", "m", "--judge-max-tokens", "10", "--length-band", "0", "100"]
+    assert choose(folder, *flags, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "12 of 12 prompts of validation.jsonl would be sent to m: 72 calls" in out
+    assert "The price of this model is not known" in out
+    assert not (folder / "chosen").exists()
+    assert not judge.asked
+    assert choose(folder, "--measure", "nll", "--dry-run") == 2
+    assert "--dry-run prices a judge's calls" in capsys.readouterr().err
+
+
 def test_an_endpoints_key_reaches_no_file_and_no_line(folder, monkeypatch, capsys):
     """Over HTTP, with a judge that repeats the key it was given in its replies' place: the whole path of a user."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -251,6 +333,15 @@ def test_an_endpoints_key_reaches_no_file_and_no_line(folder, monkeypatch, capsy
         (["--judge-base-url", "http://me:pw@localhost/v1"], "holds a user name, a password"),
         (["--judge-local", "--judge-base-url", "http://localhost/v1"], "exclude each other"),
         (["--against", "/no/such/run"], "/no/such/run"),
+        (["--timeout", "0"], "timeout is 0.0; it must be above 0"),
+        (["--timeout", "nan"], "timeout is nan"),
+        (["--price", "-1", "2"], "the price is -1 and 2; give dollars"),
+        (["--price", "1", "nan"], "the price is 1 and nan"),
+        (["--seed", "-1"], "it is '-1'; give a whole number from 0 to 4294967295"),
+        (["--seed", "1" * 30], "give a whole number from 0 to 4294967295"),
+        (["--alpaca-eval", "out.txt"], "cannot write 'out.txt' for AlpacaEval"),
+        (["--alpaca-eval", "."], "cannot write '.' for AlpacaEval"),
+        (["--lm-eval", ""], "this cannot be the folder of a task"),
     ],
 )
 def test_bad_flags_are_one_sentence_before_anything_is_judged(flags, words, made, monkeypatch, capsys):
@@ -270,6 +361,10 @@ def test_bad_flags_are_one_sentence_before_anything_is_judged(flags, words, made
     ("flags", "words"),
     [
         (["--data", "heldout.jsonl", "--against", "twin"], "name its model with --judge"),
+        (["--data", "heldout.jsonl", "--dry-run"], "name its model with --judge"),
+        (["--data", "heldout.jsonl", "--protocol", "pairwise"], "name its model with --judge"),
+        (["--data", "heldout.jsonl", "--judge", ""], "name its model with --judge"),
+        (["--set", "", "--lm-eval", "task"], "no evaluation set or file ''"),
         (["--set", "short-answers"], "a set has no teacher completions to measure by"),
         (["--set", "short-answers", "--judge", "m", "--protocol", "pairwise"], "give --against, or --protocol rating"),
         (["--set", "vicunna", "--judge", "m", "--price", "0", "0"], "no evaluation set or file 'vicunna'"),
@@ -290,6 +385,31 @@ def test_bad_input_is_one_sentence(flags, words, folder, monkeypatch, capsys):
     assert main(["evaluate", "run", *flags]) == 2
     message = capsys.readouterr().err.strip().splitlines()
     assert words in message[-1]
+
+
+@pytest.mark.parametrize("protocol", ["rating", "pairwise"])
+def test_a_judge_that_cannot_be_reached_is_said_so(protocol, folder, judge, capsys):
+    """Not that its replies could not be read: there were none."""
+
+    def function(messages, sample):
+        raise TeacherError("no route to host", retry=False)
+
+    judge.function = function
+    flags = ["--greedy", "--protocol", protocol, "--max-failures", "99"]
+    assert run(folder, *flags) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the judge 'scripted' gave no answer to anything (prompt 1" in message and "no route to host" in message
+    assert "judge" not in read_run(folder / "run")["evaluation"]
+
+
+def test_files_for_other_harnesses_are_named(folder, capsys):
+    where = ["--set", str(folder / "heldout.jsonl"), "--greedy", "--lm-eval", str(folder / "task")]
+    assert main(["evaluate", str(folder / "run"), *where, "--alpaca-eval", str(folder / "o.json")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        f"wrote {folder}/o.json: 12 completions for AlpacaEval",
+        f"wrote {folder}/task: the task minigad_task for lm-evaluation-harness",
+    ]
 
 
 def test_a_run_without_a_student_is_one_sentence(folder, judge, capsys):
@@ -429,8 +549,9 @@ def test_students_of_several_runs_stand_side_by_side(folder, judge):
         (["--measure", "rouge"], "--measure is 'rouge'; it must be one of honest_auc, nll"),
         (["--measure", "score"], "score and win_rate need a judge"),
         (["--measure", "nll", "--judge", "m"], "score and win_rate need a judge"),
-        (["--length-band", "2", "1"], "--length-band is 2 1; give two numbers, the lower one first"),
+        (["--length-band", "2", "1"], "--length-band is 2 1; give two finite numbers, the lower one first"),
         (["--length-band", "nan", "1"], "--length-band is nan 1"),
+        (["--length-band", "0", "inf"], "--length-band is 0 inf"),
     ],
 )
 def test_a_bad_choice_is_one_sentence(flags, words, folder, capsys):
