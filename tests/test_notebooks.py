@@ -81,6 +81,15 @@ def test_text_can_change_without_a_run_and_code_cannot(build: ModuleType, monkey
         build.refresh_text(source)
 
 
+def test_the_project_address_is_changed_in_one_place(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REPOSITORY makes the badge and the first cell of every notebook, and a new one asks for no run."""
+    monkeypatch.setattr(build, "REPOSITORY", "https://github.com/some-one/minigad")
+    for name in NAMES:
+        text = "\n".join(cell.source for cell in build.refresh_text(FOLDER / name).cells)
+        assert "GITHUB_OWNER" not in text, name
+        assert text.count("some-one/minigad") == 2, name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_outputs_come_from_one_run(name: str) -> None:
     """Every cell of code was executed once, from top to bottom, in a fresh kernel."""
