@@ -244,7 +244,8 @@ assert ends["no D warm-up"]["validity"] < ends["healthy"]["validity"] + size(0, 
 # To a model that knows nothing every token costs the same, so the shortest text wins (the correlation starts near -1), and the
 # student learns that before the judge has learnt to read. When it has, its accuracy is 1, and it is too late: all of the student's
 # text is short and wrong. The paper, more mildly: without D warm-up GAD ends *below* SeqKD (49.0 against 49.2, Table 3).
-#
+
+# %% [markdown]
 # **The sign:** accuracy at or below chance while length already moves (exhibit 5). **First:** warm up the judge until it beats
 # chance on held-out prompts.
 
@@ -305,10 +306,11 @@ print(
 )
 
 # %% [markdown]
-# The frozen judge's student gets longer, the unread judge's ends at three tokens. The healthy one drifts too, and settles two
-# tokens below the teacher's mean: which ways it drops decides where (half of the teacher's texts have commas). The paper's
-# students are 11 to 36% longer than before training, and LLM judges like length. So: report length beside every score.
-#
+# The frozen judge's student gets longer, the unread judge's ends at three tokens. The healthy one drifts too, and settles two tokens
+# below the teacher's mean: which ways it drops decides where (half of the teacher's texts have commas; of these eight, none). The
+# paper's students are 11 to 36% longer than before training, and LLM judges like length. So: report length beside every score.
+
+# %% [markdown]
 # **Worry when** `discriminator/length_corr` stays beyond ±0.3 for many steps (a port's alarm; single steps here exceed it in
 # health too), or the mean length goes on moving away from the teacher's. That it settles elsewhere is a question, not an alarm.
 
