@@ -166,8 +166,10 @@ assert sum(parts(qlora).values()) < 16 < sum(parts(kinds["all weights, bf16"]).v
 
 # %% [markdown]
 # What grows with a batch are activations; what grows with a model are weights, and for all-weights training their gradients and
-# AdamW's moments (*optimizers*). Four bits save little at 0.5B, where weights are the smallest part; at 14B they decide (notebook
-# 10). Checkpointing keeps one hidden state a layer and makes the rest again: less memory, for one more forward pass.
+# AdamW's moments (*optimizers*). Four bits save little at 0.5B, where weights are the smallest part; at 14B they decide (notebook 10).
+# Checkpointing keeps one hidden state a layer and makes the rest again: less memory, for one more forward pass.
+#
+# *Erratum:* the first bar counts float32, which `dtype="auto"` takes to train all weights, not the bf16 of its label; that is 16.5 GB.
 
 # %% [markdown]
 # ## A teacher that can be measured

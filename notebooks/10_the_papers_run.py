@@ -5,7 +5,7 @@
 # the same command goes to eight.
 #
 # **You need** notebook 08 and a CPU; nothing here trains 14B. Seconds and peaks in tables are **readings** of one H100; the bill and
-# all hours are **predictions** for the paper's run, never made on such cards. No download; half a minute.
+# all hours are **predictions** for the paper's run, never made so. No download; half a minute.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.
@@ -117,8 +117,8 @@ assert sum(bars["80 GB"].values()) < 80
 # before the first gradient or activation:
 
 # %%
-everything = bill_of(paper.replace(quantization="none", lora_r=0))
-print({name: f"{size / GB:.0f} GB" for name, size in everything.static.items()})
+everything = bill_of(paper.replace(quantization="none", lora_r=0, dtype="bfloat16"))
+print({name: f"{size / GB:.0f} GB" for name, size in everything.static.items()}, "with float32: twice that")
 
 # %% [markdown]
 # ## Is the bill right?
