@@ -4,7 +4,7 @@
 # **You will learn** how the two players move each other, why the game trades coverage for quality, and what that was worth
 # where every probability is known, measured against the controls that cost nothing.
 #
-# **You need** a CPU, and notebooks 02 to 05. Nothing is downloaded. **It takes** about three minutes of computing.
+# **You need** a CPU, and notebooks 02 to 05. Nothing is downloaded. **It takes** about two minutes of computing.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.

@@ -3,7 +3,7 @@
 #
 # **You will learn** to recognise five failures by their curves, each beside the healthy run, and what to do first.
 #
-# **You need** a CPU, and notebook 06. Nothing is downloaded. **It takes** about four minutes of computing.
+# **You need** a CPU, and notebook 06. Nothing is downloaded. **It takes** about three minutes of computing.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.

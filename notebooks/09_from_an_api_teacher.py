@@ -145,7 +145,7 @@ from minigad.store import Store
 with Store("pairs.db") as store:
     first = teach(teacher, "prompts.jsonl", "pairs.jsonl", store, settings, show=False)
     done = teach(teacher, "prompts.jsonl", "pairs.jsonl", store, replace(settings, budget=5.0), show=False)
-print(f"stopped early ({first.summary.stopped}). {first.ledger.lines()[0]}")
+print(f"First: {first.summary.stopped or 'nothing left to ask'}. {first.ledger.lines()[0]}")
 print("With more:", *done.ledger.lines())
 
 assert not done.summary.stopped and done.summary.progress.found == first.summary.progress.done

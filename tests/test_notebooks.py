@@ -25,7 +25,8 @@ WORDS, LINES = 90, 24  # of a cell of text without its equations, of a cell of c
 TOY_GROUP = ["03_teaching_a_judge.py", "04_rollouts_groups_advantages.py", "05_policy_gradient.py", "06_the_game.py"]
 # The Colab image of August 2026, and what else of ours is known to be on it.
 COLAB = {"torch": "2.11.*", "transformers": "5.15.*", "peft": "0.20.*", "accelerate": "1.14.*", "datasets": "4.0.*"}
-ON_COLAB = {"numpy", "scikit-learn", "matplotlib", "tqdm", "filelock", "safetensors", "tokenizers", "huggingface-hub"}
+ON_COLAB = {"numpy", "scipy", "scikit-learn", "matplotlib", "tqdm", "filelock"}
+ON_COLAB |= {"safetensors", "tokenizers", "huggingface-hub"}
 UNWANTED = ["/home/", "/root/", "/tmp/", "/work/", "/Users/", "jupyter.widget", '"stderr"', '"output_type": "error"']
 
 
