@@ -291,7 +291,7 @@ class _Collection:
             if isinstance(call, int):
                 return call
             if call == "budget":
-                self.stop(f"the next call might exceed the budget of ${self.settings.budget:.2f}")
+                self.stop(f"the next call might exceed the budget of ${self.settings.budget:g}")
             self._sleep(POLL)
         return None
 

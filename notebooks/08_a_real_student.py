@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 08 · A real student with QLoRA: SmolLM2-135M on a CPU, Qwen2.5-0.5B on a T4
 #
-# **You will learn** what an adapter and a 4-bit base are, where a step's memory goes, and how the game compares with imitation on a
-# pretrained model whose teacher we can measure.
+# **You will learn** what an adapter and a 4-bit base are, where memory goes, and how the game compares with imitation on a pretrained
+# model whose teacher we can measure.
 #
-# **You need** a CPU core for a quarter of an hour, or Colab's T4. **It downloads** SmolLM2-135M (93 MB); with a GPU, Qwen2.5-0.5B
-# (1 GB). The outputs below are from a CPU, one seed.
+# **You need** notebooks 02 to 06, and a CPU for a quarter of an hour, or Colab's T4 (not tried). **It downloads** SmolLM2-135M
+# (93 MB), or Qwen2.5-0.5B (1 GB). The outputs: a CPU, one seed. Cut off, it starts again.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.
@@ -74,8 +74,8 @@ print(f"{config.student}: {student.model.num_parameters():,} weights, {trained:,
 #
 # $$h = W x + \frac{\alpha}{r} B A x$$
 #
-# $W$: the frozen matrix. $A$, of $r$ rows, $B$, of $r$ columns: what is trained. $\alpha$: a scale. $x$, $h$: the layer's input
-# and output. $B$ starts at zero, so that the student starts as the model that was loaded.
+# $W$: the frozen matrix. $A$, of $r$ rows, $B$, of $r$ columns: what is trained; $r$, the rank, is 16 here. $\alpha$: a scale. $x$,
+# $h$: the layer's input and output. $B$ starts at zero, so that the student starts as the model that was loaded.
 
 # %%
 layer = student.model.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
@@ -94,12 +94,13 @@ print(f"W holds {layer.base_layer.weight.numel():,} weights, A and B {A.numel() 
 # %% [markdown]
 # ## Four bits, by hand
 #
-# QLoRA (arXiv 2305.14314) stores $W$ in blocks of 64, each weight as the nearest of sixteen levels:
+# QLoRA (LoRA on a quantised base, arXiv 2305.14314) stores $W$ in blocks of 64, each weight as the nearest of sixteen levels:
 #
 # $$w \approx m \, q_k, \qquad m = \max_{\text{block}} |w|$$
 #
-# $q_k$: level $k$, a quantile of the normal distribution scaled to $[-1, 1]$, since trained weights look normal. $m$: the block's
-# scale. Half a byte a weight, one byte of scale for 64, four more for 256 scales.
+# $w$: a weight of $W$. $q_k$: level $k$, a quantile of the normal distribution scaled to $[-1, 1]$, since trained weights look
+# normal (`ndtri` gives quantiles; 0.9677 is bitsandbytes' outermost, where 1 would be infinite). $m$: the block's scale. Half a
+# byte a weight, one byte of scale for 64, four more for 256 scales.
 
 # %%
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -129,7 +130,8 @@ print(f"{8 * NF4_BYTES:.3f} bits a weight; error {error:.1%} of the weights' spr
 #
 # One 4-bit base carries three players: student, reference and discriminator are adapters on it. `minigad.fit` counts every
 # tensor of a step from a model's shape, before anything is downloaded. An adapter's weights, for each matrix of $i$ inputs and $o$
-# outputs: $r\,(i + o)$.
+# outputs: $r\,(i + o)$. *GPU's own* in the figure: CUDA's context, and what torch's allocator holds and cannot use. *One layer or
+# logits*: the larger of the two, since they are never alive together.
 
 # %%
 from minigad.fit import adapter_parameters, architecture, bill_of
@@ -164,14 +166,17 @@ assert sum(parts(qlora).values()) < 16 < sum(parts(kinds["all weights, bf16"]).v
 
 # %% [markdown]
 # What grows with a batch are activations; what grows with a model are weights, and for all-weights training their gradients and
-# moments. Checkpointing keeps one hidden state a layer and makes the rest again: less memory, a third more time.
+# AdamW's moments (*optimizers*). Four bits save little at 0.5B, where weights are the smallest part; at 14B they decide (notebook 10).
+# Checkpointing keeps one hidden state a layer and makes the rest again: less memory, for one more forward pass.
+#
+# *Erratum:* the first bar counts float32, which `dtype="auto"` takes to train all weights, not the bf16 of its label; that is 16.5 GB.
 
 # %% [markdown]
 # ## A teacher that can be measured
 #
 # SmolLM2 itself, behind four hidden examples that teach it brevity, at temperature 0.7. The student sees half of its 397 answers
-# to 200 prompts, and never the examples: prompt distillation, without a capacity gap if the student is SmolLM2. We know $p_T$,
-# and use it to *measure*, never to train.
+# to 200 prompts, and never the examples: prompt distillation, without a capacity gap if the student is SmolLM2. We know $p_T$, its
+# distribution, and use it to *measure*, never to train.
 
 # %%
 from minigad import load_pairs
@@ -190,9 +195,10 @@ for row in [train[0], heldout[0]]:
     print(row["prompt"], "->", row["completion"])
 
 # %% [markdown]
-# What is measured, on held-out prompts: $\mathrm{KL}(S \| T)$, what the student says and the teacher would not;
-# $\mathrm{KL}(T \| S)$, what it misses; and the AUC of the best judge there is. In nats a completion, at two sampling
-# temperatures: sharpening is free (notebook 02), so every claim must beat it.
+# What is measured, on held-out prompts ($S$: the student, $G$ until now; $T$: the teacher): $\mathrm{KL}(S \| T)$, what the
+# student says and the teacher would not; $\mathrm{KL}(T \| S)$, what it misses; and the AUC of the best judge there is (notebook
+# 02). In nats a completion, at two sampling temperatures: sharpening is free, so every claim must beat it. `known` keeps what was
+# asked before.
 
 # %%
 from minigad.evaluate import evaluate
@@ -225,8 +231,8 @@ print(f"as loaded: KL(S|T) {rows[0]['kl_student_teacher']:.1f}, {rows[0]['mean_l
 # %% [markdown]
 # ## Imitation, epoch by epoch
 #
-# SeqKD, looked at after every epoch on *validation* prompts. The student of the first epoch is the game's start, that of the last its
-# rival.
+# SeqKD, looked at after every epoch on *validation* prompts. The student of the first epoch is the game's start, that of the last
+# its rival. (In the run below the second epoch is the best by a little, and the third overfits: a search would take the second.)
 
 # %%
 from minigad.evaluate import heldout_nll
@@ -269,8 +275,10 @@ for method, epoch in ((f"SeqKD, {epochs} epochs", epochs), ("SeqKD, 1 epoch", 1)
 # %% [markdown]
 # ## The game
 #
-# From the one-epoch student: the discriminator is a third adapter with a head on the last token, as published. Warmed up for a few
-# steps on the student's samples, and then tested on *held-out* prompts before it may reward anybody.
+# From the one-epoch student: the discriminator is a third adapter with a head on the last token, as published. Warmed up for a
+# few steps on the student's samples, and then tested on *held-out* prompts before it may reward anybody. Three steps are far too
+# few: with 64 pairs the standard error is 0.06, so the 0.53 below is chance, and this judge hardly has anything to teach.
+# Notebook 07, exhibit 3, says what to do, given more than a quarter of an hour.
 
 # %%
 from minigad import Discriminator, gad, warmup
@@ -301,6 +309,10 @@ for sample in samples[:4]:
 
 # %% [markdown]
 # ## The bake-off
+#
+# *CPU-s*: seconds of training, the warm-up's included. *SE*: standard error over the held-out prompts. *Best AUC*: the best judge's;
+# 0.5 would be no difference. *NLL*: of the teacher's text, nats a token, at temperature 1. *Tokens*: mean length. Then the same as a
+# picture, and the lengths of GAD's samples at 0.7, the last that were drawn.
 
 # %%
 names = ("bayes_auc", "nll", "mean_length")
@@ -326,8 +338,11 @@ show(plot_lengths(samples), alt)
 # %% [markdown]
 # ## Who wins, in words
 #
+# In the picture the axes are zoomed: each point has an error of 0.6 to 1 nat upwards and 0.4 to 1 sideways, so its heights do not
+# rank anybody. What it does show: sampling colder moves every student to the right.
+#
 # From the table, at temperature 1: the game against the rival that costs least thought, more epochs. A difference counts when it
-# is more than two of its standard errors.
+# is more than two of its standard errors (taken as independent, which is cautious: the prompts are the same).
 
 # %%
 found = {(row["method"], row["temperature"]): row for row in rows}

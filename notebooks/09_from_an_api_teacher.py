@@ -4,8 +4,9 @@
 # **You will learn** the whole road: your prompts, a teacher with a budget, checks, a student that fits, the game and its control, a
 # judge with intervals, a model card, a server.
 #
-# **You need** a GPU of 24 GB for 7B (16 for 3B), and hours; or a CPU, a minute, and nothing downloaded, for the **rehearsal** whose
-# outputs are below: a replaying teacher, a toy student, a scripted judge. No result.
+# **You need** notebook 08, a GPU of 16 GB (24 give room), and hours. Or a CPU and a minute for the **rehearsal**, with
+# `MINIGAD_PROFILE=smoke` set before Jupyter starts: a toy student, nothing downloaded. The outputs below are the rehearsal's: no
+# result.
 
 # %%
 # The first cell of every notebook. Where minigad is missing, as on Colab, it installs that and what that lacks.
@@ -51,20 +52,28 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it misses 
 # %% [markdown]
 # ## Where everything is kept
 #
-# In one folder. On Colab, mount your Drive first (`drive.mount("/content/drive")`): what is there outlives the machine, and every cell
-# below goes on where it was cut off when it is run again.
+# In one folder, `minigad-09` in your home. On Colab, mount your Drive in a cell before this one: what is there outlives the machine.
+#
+# ```
+# from google.colab import drive
+# drive.mount("/content/drive")
+# ```
+#
+# After a cut, run all cells again: what was asked, paid for and trained is found there, and goes on. (A rehearsal uses a new
+# temporary folder each time.)
 
 # %%
 drive = Path("/content/drive/MyDrive")
-work = drive / "minigad-09" if drive.is_dir() else Path(tempfile.mkdtemp())
+home = Path(size(str(Path.home()), tempfile.mkdtemp()))
+work = (drive if drive.is_dir() else home) / "minigad-09"
 work.mkdir(exist_ok=True)
 os.chdir(work)
 
 # %% [markdown]
 # ## Your prompts
 #
-# One JSON object a line with a `prompt`, in `prompts.jsonl`: put your own file there and this cell leaves it alone. As a stand-in: prompts
-# of the embedded set, and three rows such as every real file has: a repeat, an address, a key.
+# One JSON object a line with a `prompt`, in `prompts.jsonl`: put your own file there and this cell leaves it alone. As a
+# stand-in: prompts of the embedded set, and three rows such as every real file has: a repeat, an address, a key.
 
 # %%
 from minigad import load_pairs
@@ -85,9 +94,10 @@ print(len(read_jsonl("prompts.jsonl")), "prompts, such as:", prompts[2])
 # %% [markdown]
 # ## The teacher
 #
-# Any endpoint that speaks OpenAI's chat completions. Set `TEACHER_URL` and `TEACHER_MODEL`; the key comes from `OPENAI_API_KEY`, Colab's
-# secrets, or a prompt that does not echo, and is never written anywhere. Without them this is a **rehearsal**: a server on this
-# machine that replays the embedded answers, and later plays the judge. Rehearse before you pay.
+# Any endpoint that speaks OpenAI's chat completions. Set `TEACHER_URL` and `TEACHER_MODEL`, say by `os.environ["TEACHER_URL"] =
+# "https://api.openai.com/v1"` in a cell above; the key comes from `OPENAI_API_KEY`, Colab's secrets, or a prompt that does not
+# echo, and is never written anywhere. Without them the teacher is **rehearsed**: a server on this machine replays the embedded
+# answers. Rehearse before you pay.
 
 # %%
 from minigad.teacher import OpenAITeacher, find_key
@@ -104,8 +114,9 @@ print("teacher:", name)
 #
 # $$\text{dollars} = 10^{-6}\,(n_{\text{in}}\, p_{\text{in}} + n_{\text{out}}\, p_{\text{out}})$$
 #
-# $n$: tokens sent and received. $p$: dollars a million of them; look yours up. The dry run counts, and calls nobody; what it finds in
-# prompts (keys, personal data, repeats) is found *before* anything is sent.
+# $n_{\text{in}}$, $n_{\text{out}}$: tokens sent and received. $p$: dollars a million of them; look yours up, and set them, the
+# longest answer (`max_tokens`) and the budget in the next cells. The dry run counts, and calls nobody; what it finds in prompts
+# (keys, personal data, repeats) is found *before* anything is sent.
 
 # %%
 from minigad import CollectSettings, Sampling
@@ -115,15 +126,16 @@ from minigad.teach import check_prompts, dry_run, teach
 price = Price(2.0, 8.0)
 assert price.cost(6_000, 4_000) == (6_000 * 2.0 + 4_000 * 8.0) / 1e6
 
-settings = CollectSettings(sampling=Sampling(temperature=0.7, max_tokens=64), price=price, budget=0.006)
+sampling = Sampling(temperature=0.7, max_tokens=64)  # short answers; a longer one is cut off, and the checks say so
+settings = CollectSettings(sampling=sampling, price=price, budget=0.006)
 checked = check_prompts("prompts.jsonl", settings.policies)
 print(*checked.report.lines()[:7], *dry_run("prompts.jsonl", settings, checked, name)[:3], sep="\n")
 
 # %% [markdown]
 # ## Collect, with a budget
 #
-# The budget is dollars over everything that this store ever paid. This one is too small on purpose: the collection stops *before* the
-# call that would exceed it, and what was paid for is kept. With more, it goes on, and asks nothing twice.
+# The budget is dollars over everything that this store ever paid. This one is too small on purpose: the collection stops *before*
+# the call that would exceed it, and what was paid for is kept. With more, it goes on, and asks nothing twice.
 
 # %%
 from dataclasses import replace
@@ -133,7 +145,7 @@ from minigad.store import Store
 with Store("pairs.db") as store:
     first = teach(teacher, "prompts.jsonl", "pairs.jsonl", store, settings, show=False)
     done = teach(teacher, "prompts.jsonl", "pairs.jsonl", store, replace(settings, budget=5.0), show=False)
-print(f"stopped early ({first.summary.stopped}). {first.ledger.lines()[0]}")
+print(f"First: {first.summary.stopped or 'nothing left to ask'}. {first.ledger.lines()[0]}")
 print("With more:", *done.ledger.lines())
 
 assert not done.summary.stopped and done.summary.progress.found == first.summary.progress.done
@@ -146,13 +158,14 @@ alt = (
 show(plot_checks(done.report), alt)
 
 # %% [markdown]
-# Look at the classes before you train: refusals and cut-off answers teach a student to refuse and to stop in the middle. What is kept,
-# dropped or asked again is yours to say (`--on refusal=retry`).
+# Look at the classes before you train: refusals and cut-off answers teach a student to refuse and to stop in the middle. What is
+# kept, dropped or asked again is yours to say (`--on refusal=retry`).
 
 # %% [markdown]
 # ## Hold out prompts
 #
-# Whole prompts, near-duplicates with the first of them, by a hash: rows added later move nothing that was there.
+# Whole prompts are held out, chosen by a hash of their text, so that rows added later move nothing that was there. A near-duplicate
+# goes where the first of its kind went (notebook 01).
 
 # %%
 from minigad.split import split_pairs
@@ -165,7 +178,8 @@ assert not set(train["prompt"]) & set(heldout["prompt"])
 # %% [markdown]
 # ## The largest student that fits
 #
-# `bill_of` knows what a step takes before anything is downloaded (notebook 08). Without a GPU: SmolLM2-135M.
+# `bill_of` knows what a step takes before anything is downloaded (notebook 08). By it 7B fits into 16 GB, a pass of one or two
+# rows at a time; 24 GB let it sample faster. Without a GPU: SmolLM2-135M, four steps.
 
 # %%
 from minigad import PRESETS
@@ -185,8 +199,8 @@ print("this run:", config.student)
 # %% [markdown]
 # ## The game, and its control
 #
-# `distill` writes a folder that can be read without this library. With `resume=True` it begins, or goes on after a cut, with the same
-# line. The control is SeqKD: without it nobody knows what the game was worth.
+# `distill` writes a folder that can be read without this library. With `resume=True` it begins, or goes on after a cut, with the
+# same line. The control is SeqKD (three epochs in the presets, as in the paper): without it nobody knows what the game was worth.
 
 # %%
 from minigad.run import distill, read_run
@@ -210,9 +224,10 @@ for name, run in runs.items():
 # %% [markdown]
 # ## A judge
 #
-# Another language model compares two completions of a prompt, in *both* orders, since judges like what comes first. What it says is
-# read strictly, asked again if it cannot be read, and counted; every reply is in a store. Set `JUDGE_URL` and `JUDGE_MODEL`, not the
-# teacher's model. In the rehearsal a script judges: it likes about twelve words, and the first text.
+# Another language model, a *judge* in the common sense now and not the discriminator, compares two completions of a prompt, in
+# *both* orders, since judges like what comes first. What it says is read strictly, asked again if it cannot be read, and counted;
+# every reply is in a store. Set `JUDGE_URL` and `JUDGE_MODEL`, not the teacher's model. In the rehearsal a script judges: it
+# likes about twelve words, and the first text.
 
 # %%
 import re
@@ -244,15 +259,16 @@ teachers = dict(zip(heldout["prompt"], heldout["completion"], strict=True))
 theirs = [teachers[prompt] for prompt in asked]
 
 
-def bar(wanted: int):
-    """Show nothing: a judge's progress is minutes of lines."""
-    return contextlib.nullcontext((lambda sentence: None, lambda progress: None))
-
-
 def answers(name: str) -> list[str]:
     """Return the run's student's text for each held-out prompt."""
     written = {sample["prompt"]: sample["student"] for sample in runs[name]["evaluation"]["samples"]}
     return [written[prompt] for prompt in asked]
+
+
+# %%
+def bar(wanted: int):
+    """Show nothing: a judge's progress is minutes of lines."""
+    return contextlib.nullcontext((lambda sentence: None, lambda progress: None))
 
 
 verdicts, numbers = {}, {}
@@ -267,12 +283,13 @@ with Store("judge.db") as store:
 # %% [markdown]
 # ## The length-controlled win rate, by hand
 #
-# A judge that likes length can be fed length. So its verdicts are explained by two things (arXiv 2404.04475):
+# A judge that likes length can be fed length. So its verdicts are explained by quality and by length (after arXiv 2404.04475):
 #
 # $$\log \frac{P(\text{win})}{1 - P(\text{win})} = \theta + \varphi \tanh(d / s)$$
 #
-# $d$: the student's characters less the other's. $s$: the standard deviation of $d$. $\varphi$: what length earns. $\theta$: what is left;
-# $1 / (1 + e^{-\theta})$ is the win rate at equal length.
+# $P(\text{win})$: the chance that the student's text wins. $d$: its characters less the other's. $s$: the standard deviation of
+# $d$. $\varphi$: what length earns. $\theta$: what is left; $1 / (1 + e^{-\theta})$ is the win rate at equal length. A verdict is
+# 1, 0, or 1/2 where the two orders disagree; the fit is a logistic regression.
 
 # %%
 won = torch.tensor(verdicts["gad"].values)
@@ -280,22 +297,15 @@ known = won.isfinite()
 d = torch.tensor([len(mine) - len(other) for mine, other in zip(answers("gad"), theirs, strict=True)]).double()
 x = torch.tanh(d / d[known].std())[known]
 
-coefficients = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # theta, phi
-optimizer = torch.optim.LBFGS([coefficients], max_iter=200, line_search_fn="strong_wolfe")
+design = torch.stack([torch.ones_like(x), x], 1)
+ridge = 1e-3 * torch.eye(2).double()  # a pinch, that keeps one-sided verdicts finite
+coefficients = torch.zeros(2).double()  # theta, phi
+for _ in range(50):  # Newton's method
+    p = torch.sigmoid(design @ coefficients)
+    slope = design.T @ (p - won[known]) + ridge @ coefficients
+    curvature = design.T @ (design * (p * (1 - p)).unsqueeze(1)) + ridge
+    coefficients = coefficients - torch.linalg.solve(curvature, slope)
 
-
-def loss() -> torch.Tensor:
-    """Return the cross-entropy of the verdicts, and a pinch of ridge that keeps one-sided verdicts finite."""
-    optimizer.zero_grad()
-    value = torch.nn.functional.binary_cross_entropy_with_logits(
-        coefficients[0] + coefficients[1] * x, won[known], reduction="sum"
-    )
-    value = value + 5e-4 * coefficients.square().sum()
-    value.backward()
-    return value
-
-
-optimizer.step(loss)
 by_hand = 100 * torch.sigmoid(coefficients[0]).item()
 assert abs(by_hand - numbers["gad"]["length_controlled_win_rate"]) < 0.1
 print(f"win rate {numbers['gad']['win_rate']:.1f}%, at equal length {by_hand:.1f}%")
@@ -314,8 +324,8 @@ alt = (
 show(plot_intervals(intervals, "percent of comparisons won, 95% intervals over prompts", 50.0), alt)
 
 # %% [markdown]
-# An interval is over prompts, the only thing drawn anew. Two students are compared prompt by prompt, which is far sharper than two
-# intervals side by side:
+# The intervals are for other prompts of the same kind: prompts are drawn anew (bootstrap), nothing is trained or judged anew. Two
+# students are compared prompt by prompt, which is far sharper than two intervals side by side:
 
 # %%
 (against,) = compare(verdicts["gad"].values, [verdicts["seqkd"].values])
@@ -324,13 +334,16 @@ print(f"[{against['difference_low']:+.1f}, {against['difference_high']:+.1f}], p
 print(f"{against['prompts']} prompts; points for the first place: {numbers['gad']['first_share']:.0f}%")
 
 # %% [markdown]
-# 50% for the first place would be a fair judge; this script is not, and both orders cancel it. The numbers of a rehearsal mean nothing
-# about the methods: the student is a toy, its judge counts words. What is real is every step between.
+# `p` is the paired test's, corrected if several are compared. In the rehearsal two toys that have learnt nothing get the same
+# verdicts, so the difference is exactly 0. 50% of the points for the first place would be a fair judge; this script is not, and
+# both orders cancel it. The numbers mean nothing about the methods: the student is a toy, its judge counts words. What is real is
+# every step.
 
 # %% [markdown]
 # ## The model card
 #
-# `distill` wrote one that says what the student is and what nobody checked. Add what you measured, with intervals and the judge's name:
+# `distill` wrote one that says what the student is and what nobody checked. Add what you measured, with intervals and the judge's
+# name:
 
 # %%
 card = Path("run-gad/student/README.md")
@@ -339,9 +352,12 @@ section += ["| against the teacher | value | 95% interval |", "|---|---|---|"]
 for title, key in measures.items():
     found = numbers["gad"]
     section.append(f"| {title} | {found[key]:.0f}% | {found[f'{key}_low']:.0f} to {found[f'{key}_high']:.0f} |")
+low, high = against["difference_low"], against["difference_high"]
+section.append(f"| win rate, less the control's (SeqKD) | {against['difference']:+.0f} | {low:+.0f} to {high:+.0f} |")
 text = card.read_text().split("## Measured")[0] + "\n".join(section) + "\n"
 card.write_text(text)
-Markdown(text.split("---\n")[2].replace("\n#", "\n###"))  # what stands above is the hub's own header
+body = text.split("---\n")[2]  # what stands above is the hub's own header
+Markdown(f"\n{body}".replace("\n#", "\n###"))
 
 # %% [markdown]
 # ## Serve it
@@ -351,11 +367,13 @@ Markdown(text.split("---\n")[2].replace("\n#", "\n###"))  # what stands above is
 # ```
 # vllm serve Qwen/Qwen2.5-7B-Instruct --enable-lora --lora-modules student=run-gad/student
 #
-# minigad merge run-gad --out plain && python llama.cpp/convert_hf_to_gguf.py plain --outfile student.gguf
+# minigad merge run-gad --out plain
+# python llama.cpp/convert_hf_to_gguf.py plain --outfile student.gguf
 # llama-server -m student.gguf
 # ```
 #
-# Either speaks the protocol of this notebook's teacher. Below: the merged weights, loaded by transformers alone.
+# (With the base that was chosen above.) Either speaks the protocol of this notebook's teacher; neither server was run for this page.
+# Below: the merged weights, loaded by transformers alone.
 
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -380,7 +398,8 @@ assert lost["logp_difference"] < 0.2
 print(f"merging and 16 bits move log p by {lost['logp_difference']:.4f} nats a token, KL {lost['kl']:+.5f}")
 
 # %% [markdown]
-# And the same client that read the teacher reads the student, from a server that is three lines here and vLLM in earnest:
+# And the same client that read the teacher reads the student, from a server that is three lines here and vLLM in earnest. (In the
+# rehearsal it answers with a toy's gibberish.)
 
 # %%
 served = Student(plain, merged.tokenizer)
@@ -391,19 +410,19 @@ print(asked[0], "->", reply.text[:60].encode("ascii", "replace").decode())
 # %% [markdown]
 # ## Push it (dry run)
 #
-# What would go to the hub, and a last look for secrets in it. With `dry_run = False` and a token (`hf auth login`) it goes. Is the
-# teacher's licence with you? Many forbid training on their text.
+# What would go to the hub, and a last look for secrets in it. With `push = True`, your name and a token (`hf auth login`) it
+# goes. Is the teacher's licence with you? Many forbid training on their text.
 
 # %%
 from huggingface_hub import HfApi
 
 from minigad.checks import prompt_classes
 
-dry_run, repository = True, "YOUR_NAME/student"
+push, repository = False, "YOUR_NAME/student"
 for file in sorted(Path("run-gad/student").iterdir()):
     assert file.suffix == ".safetensors" or "secrets" not in prompt_classes(file.read_text()), file
     print(f"would send {file.name:28s} {file.stat().st_size / 1e3:9.1f} kB")
-if not dry_run:
+if push:
     HfApi().create_repo(repository, private=True, exist_ok=True)
     HfApi().upload_folder(repo_id=repository, folder_path="run-gad/student")
 
@@ -417,32 +436,36 @@ if not dry_run:
 # %% [markdown]
 # ## Exercise 1
 #
-# 50,000 prompts of 120 tokens, answers of 400, at 1.25 and 10 dollars a million: what does it cost? Replace the dots; the cell is silent
-# when you are right.
+# 50,000 prompts of 120 tokens, answers of 400, at 1.25 and 10 dollars a million: what does it cost? Replace the dots and run the
+# cell: it says `right`, or stops at an `assert`.
 
 # %%
 dollars = ...
 
 assert dollars is ... or abs(dollars - Price(1.25, 10.0).cost(50_000 * 120, 50_000 * 400)) < 0.01
+print("not answered yet" if dollars is ... else "right")
 
 # %% [markdown]
 # ## Exercise 2
 #
-# A judge always prefers the first text, whatever it says. What is the win rate that both orders give, in percent, and what is
-# `first_share`?
+# A judge always prefers the first text, whatever it says. What is the win rate that both orders give, and what is `first_share`,
+# both in percent?
 
 # %%
 win_rate, first_share = ..., ...
 
 assert win_rate is ... or win_rate == 50
 assert first_share is ... or first_share == 100
+print("not answered yet" if win_rate is ... or first_share is ... else "right")
 
 # %% [markdown]
 # ## Exercise 3
 #
-# How many held-out prompts does an interval of ± 5 points around 50% need, if a verdict is a fair coin? *Hint:* 1.96 standard errors.
+# How many held-out prompts does an interval of ± 5 points around 50% need, if a verdict is a fair coin? *Hint:* 1.96 standard
+# errors.
 
 # %%
 needed = ...
 
 assert needed is ... or abs(needed - 384) < 2
+print("not answered yet" if needed is ... else "right")

@@ -5,7 +5,10 @@
     python notebooks/build.py --text     take over changed text; stops if any code has changed, for then outputs are stale
 
 The .py is the source, because a diff of it can be read and ruff checks it. Never edit an .ipynb by hand.
-The solutions of NN_name.py are in solutions/NN_name.py. The badge under the title is made here, from REPOSITORY.
+The solutions of NN_name.py are in solutions/NN_name.py.
+
+REPOSITORY below is the one place that says where the project lives on GitHub: the badge under each title and the address in each
+first cell are made from it. Change it there, then `python notebooks/build.py --text`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import base64
 import io
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -29,8 +33,8 @@ from PIL import Image
 __all__ = ["REPOSITORY", "convert", "execute", "refresh_text", "same_source", "sources"]
 
 FOLDER = Path(__file__).resolve().parent
-# Where Colab finds the notebooks and the first cell finds minigad. No GitHub name may hold "_": set it when there is one.
-REPOSITORY = "https://github.com/GITHUB_OWNER/minigad"
+PLACEHOLDER = "https://github.com/GITHUB_OWNER/minigad"  # in the sources; no GitHub name may hold "_"
+REPOSITORY = PLACEHOLDER  # where Colab finds the notebooks, and the first cell minigad: set it when there is one
 COLAB = "https://colab.research.google.com"
 SECONDS_A_CELL = 1800
 
@@ -58,6 +62,7 @@ def convert(source: Path) -> Any:
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for i, cell in enumerate(notebook.cells):
         cell["id"], cell["metadata"] = f"cell-{i:02d}", {}
+        cell.source = cell.source.replace(PLACEHOLDER, REPOSITORY)
     return notebook
 
 
@@ -106,11 +111,16 @@ def refresh_text(source: Path) -> Any:
     """Return the notebook of a source with the outputs of the .ipynb beside it; exit if their code differs."""
     notebook, built = convert(source), nbformat.read(source.with_suffix(".ipynb"), as_version=4)
     new, old = ([cell for cell in book.cells if cell.cell_type == "code"] for book in (notebook, built))
-    if [cell.source for cell in new] != [cell.source for cell in old]:
+    if [_without_address(cell.source) for cell in new] != [_without_address(cell.source) for cell in old]:
         sys.exit(f"the code of {source.relative_to(FOLDER)} has changed: build it without --text")
     for cell, executed in zip(new, old, strict=True):
         cell.outputs, cell.execution_count = executed.outputs, executed.execution_count
     return notebook
+
+
+def _without_address(code: str) -> str:
+    """Leave out where the project lives: no output depends on it."""
+    return re.sub(r'"https://github\.com/[\w.-]+/minigad"', "", code)
 
 
 def same_source(source: Path) -> bool:

@@ -25,7 +25,8 @@ WORDS, LINES = 90, 24  # of a cell of text without its equations, of a cell of c
 TOY_GROUP = ["03_teaching_a_judge.py", "04_rollouts_groups_advantages.py", "05_policy_gradient.py", "06_the_game.py"]
 # The Colab image of August 2026, and what else of ours is known to be on it.
 COLAB = {"torch": "2.11.*", "transformers": "5.15.*", "peft": "0.20.*", "accelerate": "1.14.*", "datasets": "4.0.*"}
-ON_COLAB = {"numpy", "scikit-learn", "matplotlib", "tqdm", "filelock", "safetensors", "tokenizers", "huggingface-hub"}
+ON_COLAB = {"numpy", "scipy", "scikit-learn", "matplotlib", "tqdm", "filelock"}
+ON_COLAB |= {"safetensors", "tokenizers", "huggingface-hub"}
 UNWANTED = ["/home/", "/root/", "/tmp/", "/work/", "/Users/", "jupyter.widget", '"stderr"', '"output_type": "error"']
 
 
@@ -79,6 +80,15 @@ def test_text_can_change_without_a_run_and_code_cannot(build: ModuleType, monkey
     monkeypatch.setattr(build, "convert", lambda source: changed)
     with pytest.raises(SystemExit, match="has changed"):
         build.refresh_text(source)
+
+
+def test_the_project_address_is_changed_in_one_place(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REPOSITORY makes the badge and the first cell of every notebook, and a new one asks for no run."""
+    monkeypatch.setattr(build, "REPOSITORY", "https://github.com/some-one/minigad")
+    for name in NAMES:
+        text = "\n".join(cell.source for cell in build.refresh_text(FOLDER / name).cells)
+        assert "GITHUB_OWNER" not in text, name
+        assert text.count("some-one/minigad") == 2, name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -40,7 +40,7 @@ import math
 optimal_score = math.log(0.2 / 0.05)
 print(f"{optimal_score:.4f} nats")
 
-assert optimal_score is ... or abs(optimal_score - 1.3863) < 1e-3
+assert optimal_score is ... or abs(optimal_score - 1.3863) < 1e-2
 
 # %% [markdown]
 # The teacher says it four times as often: $\log 4$. When the student has caught up the score is 0, and no longer pulls.
@@ -57,8 +57,10 @@ start = torch.tensor([42.0, math.log(3.0)], dtype=torch.float64)
 *_, other_game = play(1200, seed=0, start=start)
 print(f"centre {other_game['mu']:.2f}, KL(G||T) {other_game['kl_student_teacher']:.2f} nats")
 
+assert other_game is ... or other_game["step"] == 1200
 assert other_game is ... or abs(other_game["mu"] - 40) < 2
 
 # %% [markdown]
 # A narrow student never samples the larger mode, so no judge can praise it for going there. Its KL(G‖T) is higher than at the
-# larger mode, $-\log 0.3$ against $-\log 0.7$: a local optimum. Warm-up by imitation, wide as it is, is what shows it all.
+# larger mode, about $-\log 0.3 = 1.20$ against $-\log 0.7 = 0.36$: a local optimum. Warm-up by imitation, wide as it is, is what
+# shows the student both.
