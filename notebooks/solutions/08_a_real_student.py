@@ -53,7 +53,9 @@ fits = PRESETS["qwen2.5-7b"].replace(token_budget=1024)
 print(f"{bill_of(fits).on_gpu / 1e9:.1f} GB at its peak")
 
 assert fits is ... or (
-    fits.student == "qwen2.5-7b" and fits.max_completion_length == 1536 and bill_of(fits).on_gpu <= 11e9
+    fits.student == "qwen2.5-7b"
+    and (fits.max_prompt_length, fits.max_completion_length) == (2048, 1536)
+    and bill_of(fits).on_gpu <= 11e9
 )
 
 # %% [markdown]
