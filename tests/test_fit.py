@@ -31,7 +31,7 @@ from minigad.fit import (
 )
 from minigad.hub import SHORT_NAMES
 from minigad.rollout import Rollouts
-from minigad.student import Student, _with_adapter
+from minigad.student import Student, _with_adapter, enable_gradient_checkpointing
 from minigad.toy.model import toy_tokenizer
 from minigad.train import discriminator_step, student_step
 
@@ -137,7 +137,7 @@ def make_players(shape, config):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(transformers_config(shape), dtype=getattr(torch, config.dtype)).eval()
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_gradient_checkpointing(model)
     tokenizer = toy_tokenizer()
     if config.lora_r:
         student = Student(_with_adapter(model, config, "student"), tokenizer, "student")
@@ -217,14 +217,12 @@ def assert_close(config, shape, peaks):
     assert all(0.85 <= ratio <= 1.15 for ratio in ratios.values()), ratios
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
 def test_each_training_phase_is_within_15_percent_of_what_is_alive(changes):
     config = small_config(changes)
     assert_close(config, SMALL, training_peaks(SMALL, config))
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_group_beyond_the_token_budget_is_billed_by_its_parts(checkpointing):
     config = small_config(
@@ -247,7 +245,6 @@ def test_a_rollout_is_within_15_percent_of_what_is_alive(name):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-0.5b"])
 def test_real_shapes_are_within_15_percent_of_what_is_alive(name, checkpointing):

@@ -64,7 +64,6 @@ def test_two_processes_are_one_with_the_union_of_their_batches(tmp_path, kind, m
     "kind",
     ["sequence", pytest.param("prefix", marks=pytest.mark.slow), pytest.param("implicit", marks=pytest.mark.slow)],
 )
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # transformers 5.23's
 def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, kind):
     """Two processes hold half of each layer. Their rows differ in length and number of passes, and none waits for ever.
 
