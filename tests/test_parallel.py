@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config, tiny_folder
-from parallel_worker import CONFIG, on_a_base, play
+from parallel_worker import coarse_adam, on_a_base, plain_descent, play
 from safetensors.torch import load_file, save_file
 
-from minigad import parallel
+from minigad import parallel, train
 from minigad.config import UserError
 from minigad.data import write_jsonl
 from minigad.run import read_run
@@ -64,11 +64,10 @@ def test_two_processes_are_one_with_the_union_of_their_batches(tmp_path, kind, m
     "kind",
     ["sequence", pytest.param("prefix", marks=pytest.mark.slow), pytest.param("implicit", marks=pytest.mark.slow)],
 )
-def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, kind):
+def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, monkeypatch, kind):
     """Two processes hold half of each layer. Their rows differ in length and number of passes, and none waits for ever.
 
-    Against processes that each hold all of it: to the bit. Against one process: within the rate, which is what Adam makes of a
-    gradient that is nothing but rounding.
+    Against processes that each hold all of it: to the bit. Against one process: to rounding, by plain descent.
     """
     weights, base = {}, ends_early(tiny_folder(tmp_path / "base"))
     for asked in ("true", "false"):
@@ -82,12 +81,29 @@ def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, kind):
     assert all(sum(one[name] for one in passes) > 0 for name in ("company", "silent")), passes
     whole = weights["false"][0]
     assert all(torch.equal(one[name], whole[name]) for one in weights["true"] for name in whole)
+    monkeypatch.setattr(train, "make_optimizer", plain_descent)
     alone, metrics = play(kind, 4, letters_dataset(128, 0), **on_a_base(base))
-    gaps = torch.cat([(whole[name] - alone[name]).abs().flatten() for name in alone])
-    assert gaps.max() < CONFIG.learning_rate and gaps.mean() < 1e-6, (gaps.max(), gaps.mean())
+    assert max(alone[name].abs().max() for name in alone if "lora_B" in name) > 0.1  # they start at 0
+    gaps = {name: (whole[name] - alone[name]).abs().max().item() for name in alone}
+    assert max(gaps.values()) < 1e-6, gaps
     together = ast.literal_eval((tmp_path / "metrics.txt").read_text())
     for name in metrics.keys() & together.keys() - {"step_time", "tokens_per_second", "discriminator/length_corr"}:
-        assert together[name] == pytest.approx(metrics[name], abs=2e-4), name
+        assert together[name] == pytest.approx(metrics[name], abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_under_adam_what_two_processes_add_to_the_gap_is_its_division_of_rounding(tmp_path, monkeypatch):
+    """With an epsilon above rounding's size the same run is one process's to 1e-5; with Adam's own, 1e-8, one weight in 8192
+    had gradients of -1.5e-9 and 2.8e-9 beside a largest of 2.8, made a third of a step of each, and ended 3.5e-4 apart."""
+    base = ends_early(tiny_folder(tmp_path / "base"))
+    for process in launch(tmp_path, die="adam", port=32513):
+        errors = process.communicate(timeout=400)[1]
+        assert process.returncode == 0, errors
+    whole = load_file(tmp_path / "0.safetensors")
+    monkeypatch.setattr(train, "make_optimizer", coarse_adam)
+    alone, _ = play("sequence", 4, letters_dataset(128, 0), **on_a_base(base))
+    gaps = {name: (whole[name] - alone[name]).abs().max().item() for name in alone}
+    assert max(gaps.values()) < 1e-5, gaps
 
 
 @pytest.mark.slow
