@@ -13,6 +13,7 @@ import torch
 from minigad import parallel
 from minigad.chat import Prompt
 from minigad.config import GADConfig, UserError
+from minigad.memory import with_room
 from minigad.model import LanguageModel
 from minigad.precision import settled
 from minigad.quiet import progress_bars, without_notes
@@ -85,20 +86,27 @@ class Student(LanguageModel):
         temperature: float | None = None,
         first_prompt: int = 0,
     ) -> Rollouts:
-        """Sample completions with the config's lengths; `temperature` None takes the config's, 0 is greedy."""
-        return generate(
-            self,
-            prompts,
-            num_generations=num_generations,
-            temperature=config.temperature if temperature is None else temperature,
-            max_prompt_length=config.max_prompt_length,
-            max_completion_length=config.max_completion_length,
-            seed=seed,
-            token_budget=SAMPLING_BUDGET * self.within(config.token_budget),
-            merged=config.rollout_weights == "merged",
-            first_prompt=first_prompt,
-            sampler=self.sampler,
-        )
+        """Sample completions with the config's lengths; `temperature` None takes the config's, 0 is greedy.
+
+        Where the GPU's memory runs out, all are sampled again in smaller parts, and come out the same: see minigad.memory.
+        """
+
+        def sample() -> Rollouts:
+            return generate(
+                self,
+                prompts,
+                num_generations=num_generations,
+                temperature=config.temperature if temperature is None else temperature,
+                max_prompt_length=config.max_prompt_length,
+                max_completion_length=config.max_completion_length,
+                seed=seed,
+                token_budget=SAMPLING_BUDGET * self.within(config.token_budget),
+                merged=config.rollout_weights == "merged",
+                first_prompt=first_prompt,
+                sampler=self.sampler,
+            )
+
+        return with_room("rollout", self, config, sample)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the student as a plain PEFT adapter, or as a transformers folder if all its weights are trained."""

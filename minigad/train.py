@@ -30,7 +30,6 @@ from minigad.data import batch_indices
 from minigad.discriminator import Discriminator
 from minigad.evaluate import heldout_nll
 from minigad.losses import token_advantages
-from minigad.memory import with_room
 from minigad.metrics import Metrics, completion_metrics, cost, first_group
 from minigad.model import LanguageModel, completion_mask
 from minigad.optim import make_optimizer
@@ -141,7 +140,7 @@ def soda(student: Student, dataset: Any, config: GADConfig, state: State | None 
     left = state.steps("dpo", steps, optimizer)
     sft_student = Student(reference.model, reference.tokenizer, reference.adapter)  # also where a run goes on
     seed = phase_seed(config, "soda/0")
-    rejected = with_room("rollout", sft_student, config, lambda: sft_student.generate(prompts, config, seed=seed)).rows
+    rejected = sft_student.generate(prompts, config, seed=seed).rows
     for step in left:
         started = time.perf_counter()
         _set_rate(optimizer, config.dpo_learning_rate, step, steps, config.lr_final_fraction)
@@ -185,11 +184,7 @@ def _rollouts(
 ) -> Rollouts:
     """Sample for this process's prompts as one process would sample them among all of the step's."""
     seed, first = phase_seed(config, f"{phase}/{step}"), parallel.world().rank * len(prompts)
-
-    def sample() -> Rollouts:
-        return student.generate(prompts, config, seed=seed, num_generations=config.num_generations, first_prompt=first)
-
-    return with_room("rollout", student, config, sample)
+    return student.generate(prompts, config, seed=seed, num_generations=config.num_generations, first_prompt=first)
 
 
 def _advantages(rewards: Tensor, rollouts: Rollouts, config: GADConfig) -> Tensor:
@@ -207,7 +202,7 @@ def _held_out(student: Student, discriminator: Discriminator, dataset: Any, conf
     _, metrics = discriminator_step(discriminator, None, rollouts, list(part["completion"]))
     return {
         "discriminator/accuracy_eval": metrics["discriminator/accuracy"],
-        "nll_eval": with_room("reference", student, config, lambda: heldout_nll(student, part, config)),
+        "nll_eval": heldout_nll(student, part, config),
     }
 
 
@@ -222,7 +217,7 @@ def phase_seed(config: GADConfig, purpose: str) -> int:
 
 
 def num_steps(epochs: float, num_rows: int, batch_size: int) -> int:
-    """Return how many batches make so many epochs, rounded; the rows that no whole batch takes are left out."""
+    """Return how many batches make so many epochs, rounded."""
     return round(epochs * num_rows / batch_size)
 
 
