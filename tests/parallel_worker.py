@@ -58,7 +58,7 @@ def play(kind, batch, data, method="gad", **changes):
 
 def plain_descent(parameters, learning_rate, config):
     """Take the place of make_optimizer: gradients as they are, at a rate with which the weights move by more than 0.1."""
-    return torch.optim.SGD(parameters, lr=100 * learning_rate)
+    return torch.optim.SGD(parameters, lr=10 * learning_rate)
 
 
 def coarse_adam(parameters, learning_rate, config):

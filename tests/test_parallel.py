@@ -151,6 +151,22 @@ def test_accelerates_own_launcher_distils_on_a_sharded_base_to_the_end(tmp_path)
     assert (tmp_path / "together" / "report.html").is_file()
 
 
+def test_the_file_in_configs_is_what_the_installed_accelerate_reads():
+    """By its own loader and its own checks of a launch; what minigad reads of it is in the environment of each process."""
+    from accelerate.commands import launch as launcher
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    path = str(Path(__file__).parent.parent / "configs" / "fsdp.yaml")
+    config = load_config_from_file(path)  # refuses a key that it does not know
+    assert (config.distributed_type, config.num_processes) == (DistributedType.FSDP, 8)
+    words = ["--config_file", path, "-m", "minigad", "distill"]
+    args, _, _ = launcher._validate_launch_command(launcher.launch_command_parser().parse_args(words))
+    assert (args.use_fsdp, args.num_processes) == (True, 8)
+    assert prepare_multi_gpu_env(args)["ACCELERATE_USE_FSDP"] == "true"
+
+
 def test_what_a_sharded_base_cannot_do_is_refused(monkeypatch):
     monkeypatch.setattr(parallel, "sharded", lambda: True)
     for changes in ({"lora_r": 0}, {"quantization": "nf4"}, {"rollout_weights": "merged"}):
