@@ -1,6 +1,6 @@
 """One process of tests/test_parallel.py: trains on its share and writes the weights that came out.
 
-python tests/parallel_worker.py FOLDER KIND METHOD live|die|fsdp|adam
+python tests/parallel_worker.py FOLDER KIND METHOD live|die|fsdp
 """
 
 import os
@@ -27,7 +27,7 @@ CONFIG = PRESETS["toy"].replace(
     sft_weight=0.1,
     dpo_epochs=0.25,
     # Adam divides by a gradient's own size: where that is nothing but rounding, the rate is what two sums may differ by.
-    # A wrong factor would show in the metrics' gradient norms, and under plain descent.
+    # A wrong factor would show in the metrics' gradient norms.
     warmup_learning_rate=1e-3,
     discriminator_sft_learning_rate=1e-3,
     max_grad_norm=1e6,
@@ -56,13 +56,12 @@ def play(kind, batch, data, method="gad", **changes):
     return weights | {f"discriminator/{i}": p.detach() for i, p in enumerate(discriminator.parameters())}, metrics
 
 
-def plain_descent(parameters, learning_rate, config):
-    """Take the place of make_optimizer: gradients as they are, at a rate with which the weights move by more than 0.1."""
-    return torch.optim.SGD(parameters, lr=10 * learning_rate)
-
-
 def coarse_adam(parameters, learning_rate, config):
-    """Take the place of make_optimizer: Adam that takes gradients of rounding's size for none."""
+    """Take the place of make_optimizer: Adam for which a gradient of rounding's size is none.
+
+    With its own epsilon, 1e-8, one weight of 8192 had gradients of -1.5e-9 (one process) and 2.8e-9 (two) beside a largest of
+    2.8, made a third of a step of each, and ended 3.5e-4 from where it was; its layer followed by 2e-5.
+    """
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, eps=1e-4)
 
 
@@ -102,10 +101,10 @@ def main():
         os._exit(1)
     if die == "die":
         parallel.total(1.0)
-    changes = on_a_base(f"{folder}/base") if die in ("fsdp", "adam") else {}
+    changes = on_a_base(f"{folder}/base") if die == "fsdp" else {}
     passes = counted_passes()
     if changes:
-        train.make_optimizer = coarse_adam if die == "adam" else plain_descent
+        train.make_optimizer = coarse_adam
     weights, metrics = play(kind, 4 // size, letters_dataset(128, 0), method, **changes)
     save_file({k: v.clone().contiguous() for k, v in weights.items()}, f"{folder}/{rank}.safetensors")
     with open(f"{folder}/{rank}.passes", "w") as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config, tiny_folder
-from parallel_worker import coarse_adam, on_a_base, plain_descent, play
+from parallel_worker import CONFIG, coarse_adam, on_a_base, play
 from safetensors.torch import load_file, save_file
 
 from minigad import parallel, train
@@ -67,7 +67,8 @@ def test_two_processes_are_one_with_the_union_of_their_batches(tmp_path, kind, m
 def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, monkeypatch, kind):
     """Two processes hold half of each layer. Their rows differ in length and number of passes, and none waits for ever.
 
-    Against processes that each hold all of it: to the bit. Against one process: to rounding, by plain descent.
+    Against processes that each hold all of it: to the bit. Against one process: to 1e-5, with an Adam that makes no step of a
+    gradient that is nothing but rounding.
     """
     weights, base = {}, ends_early(tiny_folder(tmp_path / "base"))
     for asked in ("true", "false"):
@@ -81,29 +82,13 @@ def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, monkeypatc
     assert all(sum(one[name] for one in passes) > 0 for name in ("company", "silent")), passes
     whole = weights["false"][0]
     assert all(torch.equal(one[name], whole[name]) for one in weights["true"] for name in whole)
-    monkeypatch.setattr(train, "make_optimizer", plain_descent)
+    monkeypatch.setattr(train, "make_optimizer", coarse_adam)
     alone, metrics = play(kind, 4, letters_dataset(128, 0), **on_a_base(base))
-    assert max(alone[name].abs().max() for name in alone if "lora_B" in name) > 0.1  # they start at 0
     gaps = {name: (whole[name] - alone[name]).abs().max().item() for name in alone}
-    assert max(gaps.values()) < 1e-6, gaps
+    assert max(gaps.values()) < 1e-5 < CONFIG.learning_rate / 50, gaps  # a fiftieth of one step of Adam
     together = ast.literal_eval((tmp_path / "metrics.txt").read_text())
     for name in metrics.keys() & together.keys() - {"step_time", "tokens_per_second", "discriminator/length_corr"}:
-        assert together[name] == pytest.approx(metrics[name], abs=1e-5), name
-
-
-@pytest.mark.slow
-def test_under_adam_what_two_processes_add_to_the_gap_is_its_division_of_rounding(tmp_path, monkeypatch):
-    """With an epsilon above rounding's size the same run is one process's to 1e-5; with Adam's own, 1e-8, one weight in 8192
-    had gradients of -1.5e-9 and 2.8e-9 beside a largest of 2.8, made a third of a step of each, and ended 3.5e-4 apart."""
-    base = ends_early(tiny_folder(tmp_path / "base"))
-    for process in launch(tmp_path, die="adam", port=32513):
-        errors = process.communicate(timeout=400)[1]
-        assert process.returncode == 0, errors
-    whole = load_file(tmp_path / "0.safetensors")
-    monkeypatch.setattr(train, "make_optimizer", coarse_adam)
-    alone, _ = play("sequence", 4, letters_dataset(128, 0), **on_a_base(base))
-    gaps = {name: (whole[name] - alone[name]).abs().max().item() for name in alone}
-    assert max(gaps.values()) < 1e-5, gaps
+        assert together[name] == pytest.approx(metrics[name], abs=1e-4), name
 
 
 @pytest.mark.slow
