@@ -5,6 +5,7 @@ A step's loss is divided by all that the step holds, over every pass and every p
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -154,7 +155,7 @@ def _policy_backward(
     num_tokens: int,
 ) -> Metrics:
     """Add the gradients of the policy loss over `num_tokens`, those of all processes; return its metrics, means over these rows."""
-    sums = dict.fromkeys(("loss", "entropy", "kl", "sampling/logp_difference", "sampling/importance_weight"), 0.0)
+    sums = defaultdict(float, loss=0.0, entropy=0.0)
     with student.active(train=True):
         for chunk, once in _passes(rows, student, config):
             logprobs, mask = student.logprobs([rows[i] for i in chunk], config.temperature)
@@ -179,11 +180,10 @@ def _policy_backward(
             student.loss_scale.backward(loss)
             sums["loss"] += loss.item()
             sums["entropy"] -= once * own[mask].sum().item()
-            sums["kl"] += 0.0 if ref is None else once * kl_k3(own, ref)[mask].sum().item()
-    measured = ["entropy"] + ["kl"] * (config.beta > 0)
-    measured += [name for name in sums if name.startswith("sampling/") and sampled_logprobs is not None]
+            if ref is not None:
+                sums["kl"] += once * kl_k3(own, ref)[mask].sum().item()
     tokens = sum(len(row.completion_ids) for row in rows)
-    return {"loss": sums["loss"], **{name: sums[name] / tokens for name in measured}}
+    return {name: value if name == "loss" else value / tokens for name, value in sums.items()}
 
 
 def sft_step(model: LanguageModel, optimizer: torch.optim.Optimizer, rows: Sequence[Row], config: GADConfig) -> Metrics:

@@ -88,7 +88,8 @@ def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, monkeypatc
     assert max(gaps.values()) < 1e-5 < CONFIG.learning_rate / 50, gaps  # a fiftieth of one step of Adam
     together = ast.literal_eval((tmp_path / "metrics.txt").read_text())
     for name in metrics.keys() & together.keys() - {"step_time", "tokens_per_second", "discriminator/length_corr"}:
-        assert together[name] == pytest.approx(metrics[name], abs=1e-4), name
+        # the std of a group of equal texts is rounding, and its advantages are divided by the std's floor, 1e-4
+        assert together[name] == pytest.approx(metrics[name], abs=2e-3 if name == "loss" else 1e-4), name
 
 
 @pytest.mark.slow

@@ -16,13 +16,19 @@ from minigad.student import Student
 
 @pytest.fixture
 def said(monkeypatch):
-    """The sentences of bitsandbytes' logger that got past its filters."""
+    """Let bitsandbytes' logger warn; return what got past its filters."""
     logger, heard = logging.getLogger(KERNEL_LOGGER), []
     monkeypatch.setattr(logger, "filters", [])
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())
     logger.addHandler(handler)
-    yield lambda sentence: [logger.warning(sentence, "kernels"), heard.copy(), heard.clear()][1]
+
+    def warn(sentence):
+        heard.clear()
+        logger.warning(sentence, "kernels")
+        return heard.copy()
+
+    yield warn
     logger.removeHandler(handler)
 
 
