@@ -31,7 +31,7 @@ from minigad.discriminator import Discriminator
 from minigad.fit import ARCHITECTURES, NF4_BYTES, Architecture, adapter_parameters, memory_bill
 from minigad.rollout import Rollouts, generate
 from minigad.run import write_json
-from minigad.student import Student, _with_adapter
+from minigad.student import Student, _with_adapter, enable_gradient_checkpointing
 from minigad.toy.model import toy_tokenizer
 from minigad.train import discriminator_step, student_step
 
@@ -199,7 +199,7 @@ def random_base(shape: Architecture, device: torch.device) -> Any:
         model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
     model.tie_weights()
     model.is_loaded_in_4bit = True  # what peft asks before it wraps a 4-bit layer as one
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable_gradient_checkpointing(model)
     return model.requires_grad_(False).eval()
 
 

@@ -2,9 +2,11 @@
 
     python benchmarks/hours.py configs/paper-14b.toml --results benchmarks/results/gpu.json     # measured seconds
     python benchmarks/hours.py configs/paper-14b.toml                                           # the rates given as flags
+    python benchmarks/hours.py configs/paper-14b.toml --levers                                  # and what would bring it down
 
 The paper (arXiv 2511.10643, A.2) reports 480 H100-hours for its 14B run: 200K prompts, N = 8, one epoch of warm-up and two
-of the game. Warm-up, game and sampling are counted; evaluation, judging and collecting the teacher's text are not.
+of the game. Warm-up, game and sampling are counted; evaluation, judging and collecting the teacher's text are not. All of it is
+prediction: nobody has run this recipe with minigad.
 """
 
 from __future__ import annotations
@@ -20,6 +22,17 @@ from minigad.fit import Architecture, architecture
 PAPER = Path(__file__).parent.parent / "configs" / "paper-14b.toml"
 PROMPTS = 200_000
 STAGES = ("rollout", "discriminator_update", "reference", "student_update")
+# vLLM 0.11 with Qwen3-14B in bfloat16 on one H100 SXM: 201,648 tokens of 1,000 ShareGPT requests, all sent at once, in 63.5 s
+# (docs.gpustack.ai, Performance Lab, Qwen3-14B on H100; its peak was 8,890). Another 14B, no adapter, over HTTP.
+ENGINE = 3174.0
+CARD = 784.0  # TFLOP/s: the matrix rate of the H100 in results/gpu.json
+# What each line of --levers changes on top of the lines before it.
+LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("sampled by vLLM", {"sampler": "vllm"}),
+    ("and a prompt read once in the discriminator's update", {"shared_prompts": True}),
+    ("and no KL term", {"beta": 0.0}),
+    ("and a 3B discriminator of its own", {"discriminator_model": "qwen2.5-3b"}),
+)
 
 
 def count(config: GADConfig, prompts: int, processes: int = 1) -> dict[str, float]:
@@ -77,16 +90,45 @@ def assumed_seconds(
 
     Training on a frozen base is a forward pass and one back to the activations; with checkpointing, one more forward. A group of
     N + 1 rows that exceeds the token budget is read once more, as its loss needs every score before the first gradient.
+    Shared prompts save the discriminator's update alone: a pass over the student's rows holds few of one prompt.
     """
-    length, passes = sum(lengths), 3 if config.gradient_checkpointing else 2
-    again = (config.num_generations + 1) * length > config.token_budget
+    length, passes, group = sum(lengths), 3 if config.gradient_checkpointing else 2, config.num_generations + 1
+    again = group * length > config.token_budget
     body, head = shape.layer_flops(length), shape.head_flops(lengths[1])
+    judged = packed_flops(judge, *lengths, group) if config.shared_prompts else group * judge.layer_flops(length)
     return {
         "rollout": lengths[1] / sampled,
-        "discriminator_update": (passes + again) * (config.num_generations + 1) * judge.layer_flops(length) / flops,
+        "discriminator_update": (passes + again) * judged / flops,
         "reference": (body + head) / flops,
         "student_update": passes * (body + head) / flops,
     }
+
+
+def packed_flops(shape: Architecture, prompt: int, completion: int, rows: int) -> float:
+    """Count one forward pass over a prompt and its completions in one sequence; its attention computes what the mask hides, too."""
+    length = prompt + rows * completion
+    matrices = 2 * shape.linear_parameters() * length
+    return matrices + 2 * (shape.layer_flops(length) - matrices)
+
+
+def levers(
+    config: GADConfig, prompts: int, lengths: tuple[int, int], tflops: float, sampled: float
+) -> dict[str, dict[str, float]]:
+    """Predict the recipe, then with each of LEVERS on top of those before it, then what no sampler can help with.
+
+    The last line is the recipe with sampling for nothing and training at all of the card's matrix rate.
+    """
+
+    def total(changed: GADConfig, rate: float, speed: float) -> dict[str, float]:
+        shapes = architecture(changed.student), architecture(changed.discriminator_model or changed.student)
+        seconds = assumed_seconds(changed, *shapes, lengths, rate * 1e12, speed)
+        return hours(count(changed, prompts), seconds)
+
+    found, changed = {"the recipe": total(config, tflops, sampled)}, config
+    for words, changes in LEVERS:
+        changed = changed.replace(**changes)
+        found[words] = total(changed, tflops, ENGINE if changed.sampler == "vllm" else sampled)
+    return found | {"the recipe, sampled for nothing, at the card's rate": total(config, CARD, float("inf"))}
 
 
 def parse() -> argparse.Namespace:
@@ -103,6 +145,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--sampled", type=float, default=1050.0, help="tokens a second; an H100 did 1054 (128 rows, merged)"
+    )
+    parser.add_argument(
+        "--levers", action="store_true", help="what would bring the hours down, one change after another"
     )
     return parser.parse_args()
 
@@ -123,6 +168,10 @@ def main() -> None:
     seconds = assumed_seconds(config, *shapes, lengths, args.tflops * 1e12, args.sampled)
     print(f"assumed: {lengths[0]}+{lengths[1]} tokens, {args.tflops:g} TFLOP/s, {args.sampled:g} tokens/s sampled")
     print(f"GPU-hours: {hours(counts, seconds)}")
+    if args.levers:
+        print(f"an engine is taken to sample {ENGINE:g} tokens/s; hours by what is changed:")
+        for words, parts in levers(config, args.prompts, lengths, args.tflops, args.sampled).items():
+            print(f"  {words:54s}{parts['total']:7.0f}  {parts}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """minigad: Generative Adversarial Distillation, from a toy on a CPU to a real student.
 
-The method is in two modules: `minigad.losses` (the maths) and `minigad.train` (the loop).
+The method is in three modules: `minigad.losses` (the maths), `minigad.train` (the loop) and `minigad.step` (its updates).
 Names below load on first use, so that `import minigad` costs nothing.
 """
 

@@ -109,7 +109,7 @@ class GADConfig:
     ema_decay: float = 0.0  # >0 keeps an exponential moving average of the student; it replaces the student at the end
     freeze_discriminator: bool = False  # the control of the paper's Fig 6
 
-    # baselines
+    # baselines: the paper's three epochs; DPO's usual 0.1. Rates and epochs of DPO were not checked against SODA's paper
     seqkd_epochs: float = 3.0
     seqkd_learning_rate: float = 2e-4
     dpo_epochs: float = 1.0
@@ -237,23 +237,25 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 # What the presets of pretrained students from 0.5B share. Paper = arXiv 2511.10643, A.2, which trains all weights; where a
-# number is not the paper's, the reason is beside it.
+# number is not the paper's, the reason is beside it. QLoRA = scripts/finetune_guanaco_{7b,13b}.sh of github.com/artidoro/qlora,
+# which reproduce arXiv 2305.14314. LWR = "LoRA Without Regret" (Schulman et al., 2025), read through TRL's guide to it
+# (docs/source/lora_without_regret.md), not in the original.
 _PRETRAINED = GADConfig(
     discriminator="sequence",  # paper: a head on the last token, the discriminator initialised from the student
-    lora_r=16,  # the paper has no adapters. Rewards carry few bits: ranks far below 16 did as well ("LoRA Without Regret", 2025)
-    lora_alpha=32,  # the same report's scale of 32, whatever the rank
+    lora_r=16,  # the paper has no adapters. LWR: rank 1 to 32 for policy gradients, which carry about a bit an episode
+    lora_alpha=32,  # LWR: 32, whatever the rank; with it the best rate hardly depends on the rank
     dtype="auto",  # bfloat16; float16 with a scaled loss on a T4, which has none
     quantization="nf4",  # QLoRA, arXiv 2305.14314: one base for all three players
     gradient_checkpointing=True,  # without it one row of 14B keeps 56 GB of activations: `minigad fit` prints both
     warmup_epochs=1.0,  # paper
-    warmup_learning_rate=2e-4,  # QLoRA, Table 9, 7B and 13B; the paper's 1e-6 is for all weights
-    warmup_batch_size=16,  # QLoRA, Table 9; the paper's is 256
+    warmup_learning_rate=2e-4,  # QLoRA, 7B and 13B; the paper's 1e-6 is for all weights
+    warmup_batch_size=16,  # QLoRA, 4 x 4; LWR warns of more than 32 rows; the paper's is 256
     discriminator_warmup_steps=50,  # paper: a whole epoch beside the student's; here the student is warmed up first
     max_steps=200,  # paper: 1600 at 256 prompts. 200 at 32 are the two epochs of 3200 prompts
     per_device_train_batch_size=32,  # paper: 256; an eighth, as one GPU has to sample all of it
     num_generations=8,  # paper
     temperature=0.8,  # paper
-    learning_rate=1e-5,  # ten times the paper's 1e-6: the ratio of the best rates of LoRA and of all weights in that report
+    learning_rate=1e-5,  # ten times the paper's 1e-6: LWR's ratio, and TRL's own rates for GRPO with and without LoRA
     discriminator_learning_rate=1e-5,  # as the student's, as in the paper
     beta=0.001,  # paper
     seqkd_epochs=3.0,  # paper
@@ -291,21 +293,22 @@ PRESETS: dict[str, GADConfig] = {
         dpo_learning_rate=3e-4,
         token_budget=65536,
     ),
-    # A real pretrained student that a laptop CPU can train: LoRA on SmolLM2-135M-Instruct.
+    # A real pretrained student that a laptop CPU can train: LoRA on SmolLM2-135M-Instruct. Sizes are for a CPU's minutes,
+    # rates are the class's defaults; neither was searched (benchmarks/tune_smollm2.py is there for that).
     "smollm2-135m": GADConfig(
         student="smollm2-135m",
-        discriminator="sequence",
-        lora_r=16,
+        discriminator="sequence",  # paper
+        lora_r=16,  # as in _PRETRAINED
         lora_alpha=32,
         dtype="auto",
-        max_prompt_length=128,
+        max_prompt_length=128,  # the embedded set's prompts and completions are short; the paper's 2048 and 1536 are not for a CPU
         max_completion_length=48,
-        warmup_epochs=1.0,
-        discriminator_warmup_steps=4,
-        max_steps=16,
+        warmup_epochs=1.0,  # paper
+        discriminator_warmup_steps=4,  # 32 prompts' samples; the paper has an epoch
+        max_steps=16,  # 128 prompts; paper: 1600 steps of 256
         per_device_train_batch_size=8,
-        num_generations=4,
-        temperature=1.0,
+        num_generations=4,  # paper: 8; half the sampling
+        temperature=1.0,  # paper: 0.8; likelihoods are compared at 1
         beta=0.0,  # as in "toy"
         token_budget=4096,
     ),
@@ -315,9 +318,12 @@ PRESETS: dict[str, GADConfig] = {
     "llama-3.2-3b": _PRETRAINED.replace(student="llama-3.2-3b"),  # T4
     "qwen2.5-7b": _PRETRAINED.replace(student="qwen2.5-7b"),  # T4
     "llama-3.1-8b": _PRETRAINED.replace(student="llama-3.1-8b", token_budget=2048),  # T4; its cache is twice Qwen's
-    "qwen2.5-14b": _PRETRAINED.replace(
-        student="qwen2.5-14b", token_budget=2048
-    ),  # 24 GB; configs/1x80gb.toml has more room
+    "qwen2.5-14b": _PRETRAINED.replace(  # 24 GB; configs/1x80gb.toml has more room
+        student="qwen2.5-14b",
+        token_budget=2048,
+        warmup_learning_rate=1e-4,  # QLoRA's README, for models larger than 13B
+        seqkd_learning_rate=1e-4,
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from minigad import __version__, hub, parallel
 from minigad.chat import Prompt, Row, cut, encode, prompt_text
 from minigad.config import GADConfig, UserError
 from minigad.losses import bradley_terry_loss, prefix_bradley_terry_loss
+from minigad.memory import with_room
 from minigad.model import Encoder, LanguageModel, split_rows
 from minigad.student import Student, load_language_model
 from minigad.toy.model import TOY_SIZES
@@ -191,8 +192,12 @@ class Discriminator:
     @torch.no_grad()
     def scores_of(self, rows: Sequence[Row]) -> Scores:
         """Score rows without gradients, in eval mode; makes its adapter the one in use, and puts the other back."""
-        with self.language_model.active(train=False):
-            return self.score(rows)
+
+        def scores() -> Scores:
+            with self.language_model.active(train=False):
+                return self.score(rows)
+
+        return with_room("reference", self.language_model, self.config, scores)
 
     def _score(self, rows: Sequence[Row]) -> Scores:
         if self.config.discriminator == "implicit":

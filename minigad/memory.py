@@ -34,7 +34,7 @@ def with_room(
 ) -> Result:
     """Return `work()`; where the GPU's memory runs out, halve the model's token budget, clear gradients, and return it again.
 
-    `phase` is the bill's (minigad.fit). `work` splits by `model.within(config.token_budget)`, calls no other process, and adds
+    `phase` is the bill's (minigad.fit); "reference" stands for any pass that only scores. `work` splits by `model.within(config.token_budget)`, calls no other process, and adds
     gradients to `parameters` alone, which have none before. Raises UserError where half the budget is too much as well.
     """
     if model.halved or parallel.sharded():  # the other processes would wait for passes that are not theirs

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from minigad.config import GADConfig, UserError
+from minigad.quiet import without_notes
 
 __all__ = ["check_optimizer", "make_optimizer", "require_bitsandbytes"]
 
@@ -45,7 +46,8 @@ def check_optimizer(config: GADConfig, device: torch.device) -> None:
 def require_bitsandbytes(reason: str) -> Any:
     """Import bitsandbytes; UserError, starting with `reason`, if it is not installed."""
     try:
-        import bitsandbytes
+        with without_notes():
+            import bitsandbytes
     except ImportError as error:
         raise UserError(f"{reason}, which needs bitsandbytes: pip install 'minigad[qlora]'") from error
     return bitsandbytes

@@ -4,6 +4,10 @@ Every process has prompts of its own; gradients are added up over all of them be
 divided by what the whole step holds (tokens, pairs), the update is that of one process with the whole batch. Weights stay
 equal to the bit on all processes: they start equal, and every one applies the same sum. Process 0 alone writes.
 
+Against one process the sums are only rounded otherwise. Adam can make more of it: where a gradient is nothing but rounding,
+about 1e-9, it divides that by its own size and makes a step of up to the learning rate. With an epsilon above that size (1e-4
+in tests/test_parallel.py) weights agree to 1e-5.
+
 A base that is too large to replicate is sharded where accelerate's configuration says FSDP (configs/fsdp.yaml): every process
 keeps its part of each frozen layer, and a layer is gathered for the moment of its work. Adapters stay whole. A pass then takes
 all processes, so that each makes as many as the one with the most to do: see in_step.

@@ -17,11 +17,13 @@ from minigad.config import GADConfig
 from minigad.data import batch_indices
 from minigad.discriminator import Discriminator
 from minigad.losses import odds_ratio_loss, sft_loss
+from minigad.metrics import Metrics
 from minigad.model import split_rows
 from minigad.optim import make_optimizer
 from minigad.rollout import Rollouts
+from minigad.step import apply_gradients, discriminator_step, dpo_backward
 from minigad.student import Student
-from minigad.train import Metrics, apply_gradients, discriminator_step, dpo_backward, num_steps, phase_seed
+from minigad.train import num_steps, phase_seed
 
 __all__ = ["dial", "orpo"]
 

@@ -36,7 +36,6 @@ from minigad.data import check_disjoint, group_by_prompt, limit_prompts, load_pa
 from minigad.diagnose import WINDOW, alarms, dump_batch, not_finite
 from minigad.discriminator import Discriminator
 from minigad.evaluate import evaluate
-from minigad.memory import explained
 from minigad.optim import check_optimizer
 from minigad.precision import settled
 from minigad.report import write_report
@@ -244,14 +243,13 @@ def _measure(
     assert student is not None
     compares = config.discriminator == "implicit" and config.discriminator_against == "reference"
     early = compares and student.reference is None  # stopped before there was a reference: no text can be scored
-    with explained("rollout", config):
-        findings = [] if discriminator is None or early else audit(discriminator, student, train, heldout, config)
-        if stopped:
-            return findings, None
-        metrics, samples = evaluate(student, heldout, config, seed=config.seed)
-        if discriminator is not None:
-            samples = judged(discriminator, [prompt for prompt, _ in group_by_prompt(heldout)], samples)
-        return findings, (metrics, samples)
+    findings = [] if discriminator is None or early else audit(discriminator, student, train, heldout, config)
+    if stopped:
+        return findings, None
+    metrics, samples = evaluate(student, heldout, config, seed=config.seed)
+    if discriminator is not None:
+        samples = judged(discriminator, [prompt for prompt, _ in group_by_prompt(heldout)], samples)
+    return findings, (metrics, samples)
 
 
 @contextmanager

@@ -13,8 +13,10 @@ import torch
 from minigad import parallel
 from minigad.chat import Prompt
 from minigad.config import GADConfig, UserError
+from minigad.memory import with_room
 from minigad.model import LanguageModel
 from minigad.precision import settled
+from minigad.quiet import progress_bars, without_notes
 from minigad.rollout import Rollouts, Sampler, generate
 from minigad.toy.model import TOY_SIZES, toy_model, toy_tokenizer
 
@@ -53,12 +55,12 @@ class Student(LanguageModel):
             folder = hub.resolve(str(folder))
             model = hub.load_model(folder, getattr(torch, settled(config).dtype), device)
             return cls(model, hub.load_tokenizer(folder), shared_prompts=config.shared_prompts)
-        from peft import PeftModel
-
         about = _read_adapter(folder, config)
         base, tokenizer = _load_base(config.student, config, None)
         _check_base(folder, about, base, config)
-        with _old_torchao():
+        with _calling_peft():
+            from peft import PeftModel
+
             model = PeftModel.from_pretrained(base, folder, adapter_name="student", is_trainable=True)
         return cls(model, tokenizer, "student", shared_prompts=config.shared_prompts)
 
@@ -84,26 +86,34 @@ class Student(LanguageModel):
         temperature: float | None = None,
         first_prompt: int = 0,
     ) -> Rollouts:
-        """Sample completions with the config's lengths; `temperature` None takes the config's, 0 is greedy."""
-        return generate(
-            self,
-            prompts,
-            num_generations=num_generations,
-            temperature=config.temperature if temperature is None else temperature,
-            max_prompt_length=config.max_prompt_length,
-            max_completion_length=config.max_completion_length,
-            seed=seed,
-            token_budget=SAMPLING_BUDGET * self.within(config.token_budget),
-            merged=config.rollout_weights == "merged",
-            first_prompt=first_prompt,
-            sampler=self.sampler,
-        )
+        """Sample completions with the config's lengths; `temperature` None takes the config's, 0 is greedy.
+
+        Where the GPU's memory runs out, all are sampled again in smaller parts, and come out the same: see minigad.memory.
+        """
+
+        def sample() -> Rollouts:
+            return generate(
+                self,
+                prompts,
+                num_generations=num_generations,
+                temperature=config.temperature if temperature is None else temperature,
+                max_prompt_length=config.max_prompt_length,
+                max_completion_length=config.max_completion_length,
+                seed=seed,
+                token_budget=SAMPLING_BUDGET * self.within(config.token_budget),
+                merged=config.rollout_weights == "merged",
+                first_prompt=first_prompt,
+                sampler=self.sampler,
+            )
+
+        return with_room("rollout", self, config, sample)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the student as a plain PEFT adapter, or as a transformers folder if all its weights are trained."""
         folder = Path(folder)
         if self.adapter is None:
-            self.model.save_pretrained(folder)
+            with progress_bars():
+                self.model.save_pretrained(folder)
         else:
             self.save_adapter(folder)
         self.tokenizer.save_pretrained(folder)
@@ -158,32 +168,37 @@ def enable_gradient_checkpointing(model: Any) -> None:
 
     Non-reentrant: the reentrant kind drops the gradients of adapters behind a frozen embedding.
     """
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    how = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its newer name; the older one warns of that
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
 def _with_adapter(model: Any, config: GADConfig, adapter: str) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        target_modules=list(config.lora_target_modules),
-        lora_dropout=0.0,  # dropout would make the ratio of GRPO differ from 1 for no reason
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
     _check_targets(model, config)
-    with torch.random.fork_rng(devices=[]), _old_torchao():
+    with torch.random.fork_rng(devices=[]), _calling_peft():
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            target_modules=list(config.lora_target_modules),
+            lora_dropout=0.0,  # dropout would make the ratio of GRPO differ from 1 for no reason
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
         torch.manual_seed(config.seed)
         # autocast_adapter_dtype keeps the adapter in float32 over a bf16 base: bf16 rounds small updates away.
         return get_peft_model(model, lora, adapter_name=adapter, autocast_adapter_dtype=True)
 
 
 @contextmanager
-def _old_torchao() -> Iterator[None]:
+def _calling_peft() -> Iterator[None]:
     """Say what to do where peft refuses an old release of torchao, which Colab has, even where it is not used."""
     try:
-        yield
+        with without_notes():
+            yield
     except ImportError as error:
         raise UserError(
             f"peft cannot add an adapter ({error}); if it names torchao: pip uninstall -y torchao"

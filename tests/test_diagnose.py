@@ -10,6 +10,7 @@ import torch
 
 from minigad import audit as audit_module
 from minigad import run as run_module
+from minigad import step as step_module
 from minigad import train
 from minigad.audit import audit
 from minigad.config import PRESETS, UserError
@@ -55,7 +56,7 @@ def play(folder, rows, **changes):
 )
 def test_a_value_that_is_not_finite_stops_the_run_with_all_that_is_needed(phase, what, rows, tmp_path, monkeypatch):
     """The step, the tensor, the batch and the last good checkpoint are named; the step is not written anywhere."""
-    update, calls = train.apply_gradients, []
+    update, calls = step_module.apply_gradients, []
 
     def poisoned(model, optimizer, parameters, config):
         calls.append(phase_of(tmp_path))
@@ -79,7 +80,7 @@ def test_a_value_that_is_not_finite_stops_the_run_with_all_that_is_needed(phase,
         return started[-1]
 
     monkeypatch.setattr(run_module.State, "_count", counted)
-    monkeypatch.setattr(train, "apply_gradients", poisoned)
+    monkeypatch.setattr(step_module, "apply_gradients", poisoned)
     with pytest.raises(FloatingPointError) as error:
         play(tmp_path / "run", rows)
     said = str(error.value)

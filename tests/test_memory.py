@@ -4,11 +4,14 @@ import pytest
 import torch
 from conftest import shake, tiny_config, tiny_folder
 
+from minigad import run as run_module
 from minigad.chat import encode
+from minigad.checkpoint import State
 from minigad.config import PRESETS, UserError
 from minigad.discriminator import Discriminator
 from minigad.fit import shortage
 from minigad.model import LanguageModel
+from minigad.run import _measure, distill, read_run
 from minigad.student import Student
 from minigad.train import discriminator_step, fit_teacher_text, gad, soda, student_step
 
@@ -172,6 +175,70 @@ def test_rollouts_are_the_same_when_they_had_to_be_sampled_in_smaller_parts(fold
     after = _rollouts(student, PROMPTS, config, "gad", 0)
     assert student.halved
     assert [row.completion_ids for row in after.rows] == [row.completion_ids for row in before.rows]
+
+
+HELD_OUT = [{"prompt": f"{prompt}{i}", "completion": c} for i in range(3) for prompt, c in zip(PROMPTS, TEACHER, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "owner"), [("read", "student"), ("hidden", "student"), ("hidden", "discriminator")])
+def test_an_evaluation_goes_on_in_smaller_parts_and_finds_the_same(folder, monkeypatch, capsys, name, owner):
+    """Sampling, the student's likelihoods, and the discriminator's opinions: whichever ran out is done again, alone."""
+    from datasets import Dataset
+
+    held_out = Dataset.from_list(HELD_OUT)
+
+    def measure(budget, greedy):
+        student, discriminator, config = players(folder, token_budget=budget)
+        model = student if owner == "student" else discriminator.language_model
+        honest, left = getattr(LanguageModel, name), [1 if greedy else 0]
+
+        def once(self, *args, **kwargs):
+            result = honest(self, *args, **kwargs)
+            if self is model and left[0]:
+                left[0] = 0
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LanguageModel, name, once)
+            found = _measure(State(student, discriminator), held_out, held_out, config, stopped=False)
+        halved = [one.halved for one in (student, discriminator.language_model)]
+        return found, halved
+
+    (findings, evaluation), halved = measure(BUDGET, greedy=True)
+    assert halved == [owner == "student", owner == "discriminator"]
+    said = capsys.readouterr().err
+    assert said.count("out of GPU memory in the") == 1 and f"halved to {BUDGET // 2}, and it goes on" in said
+    (wanted_findings, wanted), _ = measure(BUDGET // 2, greedy=False)
+    assert [f.value for f in findings] == pytest.approx([f.value for f in wanted_findings], abs=1e-5)
+    assert evaluation[0] == pytest.approx(wanted[0], abs=1e-5)
+    assert [row["student"] for row in evaluation[1]] == [row["student"] for row in wanted[1]]
+
+
+def test_a_run_whose_evaluation_had_no_room_at_all_keeps_its_players_and_is_measured_later(
+    folder, tmp_path, monkeypatch
+):
+    settings = {"warmup_batch_size": 3, "per_device_train_batch_size": 3, "warmup_epochs": 1.0, "max_steps": 1}
+    config = tiny_config(student=str(folder), num_generations=2, discriminator_warmup_steps=1, **settings)
+    config = config.replace(output_dir=str(tmp_path / "run"), eval_fraction=0.4)
+    measure = run_module._measure
+
+    def full(state, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            exhaust(patch, *range(1000))
+            return measure(state, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_measure", full)
+        with pytest.raises(UserError, match=r"out of GPU memory in the reference.*what helps: --.*--resume"):
+            distill(config, HELD_OUT)
+    weights = (tmp_path / "run" / "student" / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "run" / "discriminator").is_dir() and not (tmp_path / "run" / "evaluation.json").exists()
+    distill(config, HELD_OUT, resume=True)
+    run = read_run(tmp_path / "run")
+    assert run["evaluation"]["metrics"]["nll"] > 0
+    assert [m["phase"] for m in run["metrics"]].count("gad") == 1  # nothing was trained again
+    assert (tmp_path / "run" / "student" / "adapter_model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("method", ["gad", "soda"])

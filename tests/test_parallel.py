@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config, tiny_folder
-from parallel_worker import CONFIG, on_a_base, play
+from parallel_worker import CONFIG, coarse_adam, on_a_base, play
 from safetensors.torch import load_file, save_file
 
-from minigad import parallel
+from minigad import parallel, train
 from minigad.config import UserError
 from minigad.data import write_jsonl
 from minigad.run import read_run
@@ -64,11 +64,10 @@ def test_two_processes_are_one_with_the_union_of_their_batches(tmp_path, kind, m
     "kind",
     ["sequence", pytest.param("prefix", marks=pytest.mark.slow), pytest.param("implicit", marks=pytest.mark.slow)],
 )
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # transformers 5.23's
-def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, kind):
+def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, monkeypatch, kind):
     """Two processes hold half of each layer. Their rows differ in length and number of passes, and none waits for ever.
 
-    Against processes that each hold all of it: to the bit. Against one process: within the rate, which is what Adam makes of a
+    Against processes that each hold all of it: to the bit. Against one process: to 1e-5, with an Adam that makes no step of a
     gradient that is nothing but rounding.
     """
     weights, base = {}, ends_early(tiny_folder(tmp_path / "base"))
@@ -83,12 +82,14 @@ def test_a_base_that_is_sharded_trains_as_one_that_is_whole(tmp_path, kind):
     assert all(sum(one[name] for one in passes) > 0 for name in ("company", "silent")), passes
     whole = weights["false"][0]
     assert all(torch.equal(one[name], whole[name]) for one in weights["true"] for name in whole)
+    monkeypatch.setattr(train, "make_optimizer", coarse_adam)
     alone, metrics = play(kind, 4, letters_dataset(128, 0), **on_a_base(base))
-    gaps = torch.cat([(whole[name] - alone[name]).abs().flatten() for name in alone])
-    assert gaps.max() < CONFIG.learning_rate and gaps.mean() < 1e-6, (gaps.max(), gaps.mean())
+    gaps = {name: (whole[name] - alone[name]).abs().max().item() for name in alone}
+    assert max(gaps.values()) < 1e-5 < CONFIG.learning_rate / 50, gaps  # a fiftieth of one step of Adam
     together = ast.literal_eval((tmp_path / "metrics.txt").read_text())
     for name in metrics.keys() & together.keys() - {"step_time", "tokens_per_second", "discriminator/length_corr"}:
-        assert together[name] == pytest.approx(metrics[name], abs=2e-4), name
+        # the std of a group of equal texts is rounding, and its advantages are divided by the std's floor, 1e-4
+        assert together[name] == pytest.approx(metrics[name], rel=1e-4, abs=2e-3 if name == "loss" else 1e-4), name
 
 
 @pytest.mark.slow
@@ -134,6 +135,22 @@ def test_accelerates_own_launcher_distils_on_a_sharded_base_to_the_end(tmp_path)
     for name, value in first["evaluation"]["metrics"].items():
         assert second["evaluation"]["metrics"][name] == pytest.approx(value, abs=1e-3), name
     assert (tmp_path / "together" / "report.html").is_file()
+
+
+def test_the_file_in_configs_is_what_the_installed_accelerate_reads():
+    """By its own loader and its own checks of a launch; what minigad reads of it is in the environment of each process."""
+    from accelerate.commands import launch as launcher
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    path = str(Path(__file__).parent.parent / "configs" / "fsdp.yaml")
+    config = load_config_from_file(path)  # refuses a key that it does not know
+    assert (config.distributed_type, config.num_processes) == (DistributedType.FSDP, 8)
+    words = ["--config_file", path, "-m", "minigad", "distill"]
+    args, _, _ = launcher._validate_launch_command(launcher.launch_command_parser().parse_args(words))
+    assert (args.use_fsdp, args.num_processes) == (True, 8)
+    assert prepare_multi_gpu_env(args)["ACCELERATE_USE_FSDP"] == "true"
 
 
 def test_what_a_sharded_base_cannot_do_is_refused(monkeypatch):

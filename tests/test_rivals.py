@@ -10,9 +10,9 @@ from minigad.chat import encode, encode_all
 from minigad.config import PRESETS
 from minigad.discriminator import Discriminator
 from minigad.rivals import dial, orpo
+from minigad.step import _sft_backward
 from minigad.student import Student
 from minigad.toy.letters import letters_dataset, letters_tokenizer
-from minigad.train import _sft_backward
 
 CONFIG = PRESETS["toy"].replace(
     max_completion_length=16, warmup_batch_size=32, per_device_train_batch_size=8, num_generations=4
