@@ -36,6 +36,7 @@ from minigad.data import check_disjoint, group_by_prompt, limit_prompts, load_pa
 from minigad.diagnose import WINDOW, alarms, dump_batch, not_finite
 from minigad.discriminator import Discriminator
 from minigad.evaluate import evaluate
+from minigad.locking import held
 from minigad.memory import explained
 from minigad.optim import check_optimizer
 from minigad.precision import settled
@@ -61,6 +62,7 @@ __all__ = [
 ]
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
+PARTS = (*LOGS, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
 
 
 class RunDirectory:
@@ -70,17 +72,20 @@ class RunDirectory:
     """
 
     def __init__(self, folder: str | Path, config: GADConfig, details: dict[str, Any], *, resume: bool = False) -> None:
-        """Make the folder; UserError if it cannot be written, or already holds a run that is not to be resumed."""
+        """Make the folder; UserError if it cannot be written, or holds a run that is not to be resumed, or anything of a run's names."""
         self.folder = Path(folder)
         self.about = {"minigad": minigad.__version__, **details, "config": dataclasses.asdict(config)}
         self.saved: Path | None = None  # the newest good checkpoint
-        if (self.folder / "config.json").exists():
-            if not resume:
-                raise UserError(
-                    f"output_dir {str(folder)!r} already holds a run; go on with it by --resume, "
-                    "give another --output-dir, or move that one away"
-                )
-            _check_same_run(read_json(self.folder / "config.json"), self.about, self.folder)
+        before = _begun(self.folder)
+        if before is None:
+            _check_nothing_is_lost(self.folder)
+        elif resume:
+            _check_same_run(before, self.about, self.folder)
+        else:
+            raise UserError(
+                f"output_dir {str(folder)!r} already holds a run; go on with it by --resume, "
+                "give another --output-dir, or move that one away"
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -352,26 +357,21 @@ def stop_requests() -> Iterator[list[int]]:
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
     """Keep a second process out of a run's folder. Where the file system has no locks, say so and go on."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    file = FileLock(Path(folder) / ".lock")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file.acquire(timeout=0)
+        lock = held(Path(folder) / ".lock")
     except Timeout as error:
         raise UserError(
             f"output_dir {str(folder)!r} is in use by another process; wait for it or give another --output-dir"
         ) from error
-    except NotImplementedError:
-        _say(f"{folder} is on a file system without locks: see that no second process writes there")
     except (OSError, ValueError) as error:  # a ValueError for NUL in the name
         raise UserError(
             f"output_dir {str(folder)!r} cannot be written ({getattr(error, 'strerror', error)}); give another --output-dir"
         ) from error
-    try:
+    with lock:
         yield
-    finally:
-        file.release()
 
 
 # What may differ when a run goes on: where and how often it writes, and how it splits its work.
@@ -412,6 +412,23 @@ def _check_same_run(before: Any, now: dict[str, Any], folder: Path) -> None:
         )
     if changed:
         _say(f"changed since the run began: {', '.join(words.values())}")
+
+
+def _begun(folder: Path) -> Any:
+    """Return what a folder's run was begun with: config.json or, if that is lost, the newest checkpoint's copy; None without a run."""
+    if (folder / "config.json").exists():
+        return read_json(folder / "config.json")
+    checkpoint = newest(folder)[0] if folder.is_dir() else None
+    return checkpoint.record if checkpoint else None
+
+
+def _check_nothing_is_lost(folder: Path) -> None:
+    """Without a run in it, what a folder has of a run's names is somebody else's, or all that is left of one."""
+    if there := [name for name in PARTS if (folder / name).exists()]:
+        raise UserError(
+            f"output_dir {str(folder)!r} holds no run but {', '.join(there)}, which a run would write over; give another "
+            "--output-dir, or move them away"
+        )
 
 
 def _revision(name: str) -> str:

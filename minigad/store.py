@@ -19,8 +19,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from minigad.config import UserError
+from minigad.locking import can_lock, warn_without_locks
 from minigad.teacher import Answer, Messages, Sampling
 
 __all__ = ["Ledger", "Store", "Stored", "request_key"]
@@ -222,7 +224,7 @@ def _open(path: Path) -> sqlite3.Connection:
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {str(path.parent)!r}; make it first")
     try:
-        db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+        db = _connect(path)
         try:
             _prepare(db, path)
         except BaseException:
@@ -233,6 +235,15 @@ def _open(path: Path) -> sqlite3.Connection:
             f"{path}: cannot use the store ({error}); check the disk, or name another with --store"
         ) from None
     return db
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    if can_lock(path.parent):
+        return sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+    warn_without_locks(path.parent)
+    # SQLite's own way of doing without: its journal still makes good what a kill left half-written.
+    name = f"file:{quote(str(path))}?vfs=unix-none"
+    return sqlite3.connect(name, timeout=BUSY, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
