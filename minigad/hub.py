@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from minigad.config import UserError
+from minigad.config import UserError, visible
 from minigad.locking import held
 from minigad.optim import require_bitsandbytes
 
@@ -438,7 +438,7 @@ def _interactive() -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"minigad: {text}", file=sys.stderr)
+    print(visible(f"minigad: {text}"), file=sys.stderr)
 
 
 @contextmanager

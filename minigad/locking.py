@@ -45,11 +45,7 @@ def can_lock(folder: str | os.PathLike[str]) -> bool:
         import fcntl
     except ImportError:  # Windows, which has locks
         return True
-    try:
-        file = tempfile.TemporaryFile(dir=folder)
-    except OSError:
-        return True
-    with file:
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(file, fcntl.LOCK_UN)

@@ -19,6 +19,7 @@
 
 static char folder[PATH_MAX];
 static int drive, error, at = -1, calls;
+static int refused[3]; /* locks, syncs of a folder, others */
 
 void poor_disk(const char *path, int like_drive, int fail_at, int with) {
     snprintf(folder, sizeof folder, "%s", path);
@@ -26,9 +27,12 @@ void poor_disk(const char *path, int like_drive, int fail_at, int with) {
 }
 
 int poor_disk_calls(void) { return calls; }
+int poor_disk_refused(int what) { return refused[what]; }
 
 #define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
-#define REFUSE(condition, number) do { if (condition) { errno = number; return -1; } } while (0)
+#define FAIL(condition, number) do { if (condition) { errno = number; return -1; } } while (0)
+#define REFUSE(what, condition, number) FAIL((drive && (condition)) ? ++refused[what] : 0, number)
+enum { LOCKS, SYNCS, OTHERS };
 
 static int below(const char *path) { return *folder && path && !strncmp(path, folder, strlen(folder)); }
 
@@ -49,16 +53,16 @@ static int is_folder(int fd) { struct stat s; return !fstat(fd, &s) && S_ISDIR(s
 
 static int failing(int here) { return here && at >= -1 && calls++ == at; }
 
-#define WRITES(here) REFUSE(failing(here), error)
+#define WRITES(here) FAIL(failing(here), error)
 
-int flock(int fd, int how) { REAL(flock); REFUSE(drive && open_below(fd), ENOTSUP); return real(fd, how); }
+int flock(int fd, int how) { REAL(flock); REFUSE(LOCKS, open_below(fd), ENOTSUP); return real(fd, how); }
 
 static int lock_command(int what) {
     return what == F_SETLK || what == F_SETLKW || what == F_GETLK || what == F_OFD_SETLK || what == F_OFD_SETLKW || what == F_OFD_GETLK;
 }
 #define FCNTL(name) int name(int fd, int what, ...) { \
     REAL(name); va_list rest; va_start(rest, what); void *value = va_arg(rest, void *); va_end(rest); \
-    REFUSE(drive && lock_command(what) && open_below(fd), ENOTSUP); return real(fd, what, value); }
+    REFUSE(LOCKS, lock_command(what) && open_below(fd), ENOTSUP); return real(fd, what, value); }
 FCNTL(fcntl)
 FCNTL(fcntl64)
 
@@ -68,19 +72,19 @@ FCNTL(fcntl64)
 MMAP(mmap, off_t)
 MMAP(mmap64, off64_t)
 
-int link(const char *a, const char *b) { REAL(link); REFUSE(drive && below(b), ENOTSUP); return real(a, b); }
-int linkat(int d, const char *a, int e, const char *b, int f) { REAL(linkat); REFUSE(drive && below_at(e, b), ENOTSUP); return real(d, a, e, b, f); }
-int symlink(const char *a, const char *b) { REAL(symlink); REFUSE(drive && below(b), ENOTSUP); return real(a, b); }
-int symlinkat(const char *a, int e, const char *b) { REAL(symlinkat); REFUSE(drive && below_at(e, b), ENOTSUP); return real(a, e, b); }
-int chmod(const char *a, mode_t m) { REAL(chmod); REFUSE(drive && below(a), EPERM); return real(a, m); }
-int fchmod(int fd, mode_t m) { REAL(fchmod); REFUSE(drive && open_below(fd), EPERM); return real(fd, m); }
-int fchmodat(int d, const char *a, mode_t m, int f) { REAL(fchmodat); REFUSE(drive && below_at(d, a), EPERM); return real(d, a, m, f); }
+int link(const char *a, const char *b) { REAL(link); REFUSE(OTHERS, below(b), ENOTSUP); return real(a, b); }
+int linkat(int d, const char *a, int e, const char *b, int f) { REAL(linkat); REFUSE(OTHERS, below_at(e, b), ENOTSUP); return real(d, a, e, b, f); }
+int symlink(const char *a, const char *b) { REAL(symlink); REFUSE(OTHERS, below(b), ENOTSUP); return real(a, b); }
+int symlinkat(const char *a, int e, const char *b) { REAL(symlinkat); REFUSE(OTHERS, below_at(e, b), ENOTSUP); return real(a, e, b); }
+int chmod(const char *a, mode_t m) { REAL(chmod); REFUSE(OTHERS, below(a), EPERM); return real(a, m); }
+int fchmod(int fd, mode_t m) { REAL(fchmod); REFUSE(OTHERS, open_below(fd), EPERM); return real(fd, m); }
+int fchmodat(int d, const char *a, mode_t m, int f) { REAL(fchmodat); REFUSE(OTHERS, below_at(d, a), EPERM); return real(d, a, m, f); }
 
-int fsync(int fd) { REAL(fsync); REFUSE(drive && open_below(fd) && is_folder(fd), ENOTSUP); WRITES(open_below(fd)); return real(fd); }
+int fsync(int fd) { REAL(fsync); REFUSE(SYNCS, open_below(fd) && is_folder(fd), ENOTSUP); WRITES(open_below(fd)); return real(fd); }
 int fdatasync(int fd) { REAL(fdatasync); WRITES(open_below(fd)); return real(fd); }
 
 static int onto_a_folder(const char *a, const char *b) { struct stat s; return !stat(a, &s) && S_ISDIR(s.st_mode) && !stat(b, &s); }
-int rename(const char *a, const char *b) { REAL(rename); REFUSE(drive && below(b) && onto_a_folder(a, b), EEXIST); WRITES(below(b)); return real(a, b); }
+int rename(const char *a, const char *b) { REAL(rename); REFUSE(OTHERS, below(b) && onto_a_folder(a, b), EEXIST); WRITES(below(b)); return real(a, b); }
 int renameat(int d, const char *a, int e, const char *b) { REAL(renameat); WRITES(below_at(e, b)); return real(d, a, e, b); }
 int mkdir(const char *a, mode_t m) { REAL(mkdir); WRITES(below(a)); return real(a, m); }
 int mkdirat(int d, const char *a, mode_t m) { REAL(mkdirat); WRITES(below_at(d, a)); return real(d, a, m); }
