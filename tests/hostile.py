@@ -260,8 +260,11 @@ run("diagnosis of metrics without a phase", {"metrics.jsonl": lines([{"step": 1}
 run("diagnosis of nothing", {}, "diagnose")
 EVALUATE = ("evaluate", "--data", "old/pairs.jsonl")
 run("evaluation of a run without a student", {"pairs.jsonl": lines(GOOD)}, *EVALUATE)
-run("evaluation of a run with an unknown setting", {"config.json": {"config": {"max_stps": 1}}}, *EVALUATE)
-run("evaluation of a run with a setting of another type", {"config.json": {"config": {"seed": "x"}}}, *EVALUATE)
+PAIRS = {"pairs.jsonl": lines(GOOD)}
+run("evaluation of a run with an unknown setting", {"config.json": {"config": {"max_stps": 1}}, **PAIRS}, *EVALUATE)
+run(
+    "evaluation of a run with a setting of another type", {"config.json": {"config": {"seed": "x"}}, **PAIRS}, *EVALUATE
+)
 SET = ("evaluate", "--judge", "m", "--price", "0", "0", "--set")
 run("evaluation on a set that is not there", {}, *SET, "old/\x1b[2J.jsonl")
 run("evaluation with a pairwise judge and nobody to compare with", {}, *SET, "vicuna", "--protocol", "pairwise")
