@@ -37,12 +37,16 @@ __all__ = [
     "newest",
     "prune",
     "save",
+    "seal",
     "set_aside",
     "to_json",
+    "verify",
     "write_synced",
+    "write_whole",
 ]
 
 MANIFEST, RECORD = "manifest.json", "state.json"
+FIELDS = {"phase": str, "step": int, "total": int, "optimizers": list, "random": dict}  # of state.json
 NAME = re.compile(r"checkpoint-(\d{1,18})")
 
 
@@ -160,11 +164,17 @@ def _restore(state: State, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         for name, tensor in mine.items():
             tensor.copy_(theirs[name])
-    for optimizer, packed in zip(state.optimizers, record["optimizers"], strict=True):
-        optimizer.load_state_dict(_unpack(packed, theirs))
+    try:
+        for optimizer, packed in zip(state.optimizers, record["optimizers"], strict=True):
+            optimizer.load_state_dict(_unpack(packed, theirs))
+        _set_random_states(_unpack(record["random"], theirs))
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:  # whole, but of another library's making
+        raise UserError(
+            f"{checkpoint.path} holds an optimizer or a random generator that these libraries do not read ({error!r}); resume "
+            "with the versions that its state.json names, or start anew"
+        ) from error
     for who, scale in state.loss_scales().items():
         scale.load_state_dict(record.get("loss_scales", {}).get(who, {}))
-    _set_random_states(_unpack(record["random"], theirs))
     state.phase, state.step, state.total = record["phase"], record["step"], record["total"]
 
 
@@ -260,9 +270,24 @@ def load(path: Path) -> Checkpoint:
             tensors |= {f"{name[:-12]}/{inside}": tensor for inside, tensor in safetensors.torch.load(data).items()}
         elif name == RECORD:
             record = json.loads(data)
-    if not record:
-        raise Damaged(f"{MANIFEST} does not name {RECORD}")
+            if not isinstance(record, dict):
+                raise Damaged(f"{RECORD} is no object")
+    if lacking := [key for key in FIELDS if not isinstance(record.get(key), FIELDS[key])]:
+        raise Damaged(f"{RECORD} is not there or lacks {', '.join(lacking)}")
     return Checkpoint(path, tensors, record)
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder's weights, so that `verify` knows them. The other files may be edited."""
+    entries = {path.name: _entry(path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))}
+    write_synced(folder / MANIFEST, to_json(entries))
+
+
+def verify(folder: Path) -> None:
+    """Raise Damaged if weights are not those that were sealed. A folder without a seal, of another's making, passes."""
+    for name, entry in _manifest(folder).items() if (folder / MANIFEST).exists() else ():
+        if _entry(_read(folder / name)) != entry:
+            raise Damaged(f"{name} is not what was written")
 
 
 def set_aside(path: Path) -> Path:
@@ -279,6 +304,17 @@ def write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under another name and rename it: a reader sees the old file or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write_synced(temporary, data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def to_json(value: Any, indent: int | None = 1) -> bytes:

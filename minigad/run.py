@@ -30,12 +30,25 @@ from minigad import hub, parallel
 from minigad.attribution import PIECE_MEANINGS, judged
 from minigad.audit import Finding, audit
 from minigad.chat import encode_prompt, prompt_text
-from minigad.checkpoint import State, newest, prune, save, set_aside, to_json, write_synced
+from minigad.checkpoint import (
+    Damaged,
+    State,
+    newest,
+    prune,
+    save,
+    seal,
+    set_aside,
+    to_json,
+    verify,
+    write_synced,
+    write_whole,
+)
 from minigad.config import GADConfig, UserError, visible
 from minigad.data import check_disjoint, group_by_prompt, limit_prompts, load_pairs, prompt_key, split_by_prompt
 from minigad.diagnose import WINDOW, alarms, dump_batch, not_finite
 from minigad.discriminator import Discriminator
 from minigad.evaluate import evaluate
+from minigad.locking import held
 from minigad.optim import check_optimizer
 from minigad.precision import settled
 from minigad.report import write_report
@@ -57,9 +70,11 @@ __all__ = [
     "read_run",
     "save_discriminator",
     "save_student",
+    "whole_folder",
 ]
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
+PARTS = (*LOGS, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
 
 
 class RunDirectory:
@@ -69,17 +84,20 @@ class RunDirectory:
     """
 
     def __init__(self, folder: str | Path, config: GADConfig, details: dict[str, Any], *, resume: bool = False) -> None:
-        """Make the folder; UserError if it cannot be written, or already holds a run that is not to be resumed."""
+        """Make the folder; UserError if it cannot be written, or holds a run that is not to be resumed, or anything of a run's names."""
         self.folder = Path(folder)
         self.about = {"minigad": minigad.__version__, **details, "config": dataclasses.asdict(config)}
         self.saved: Path | None = None  # the newest good checkpoint
-        if (self.folder / "config.json").exists():
-            if not resume:
-                raise UserError(
-                    f"output_dir {str(folder)!r} already holds a run; go on with it by --resume, "
-                    "give another --output-dir, or move that one away"
-                )
-            _check_same_run(read_json(self.folder / "config.json"), self.about, self.folder)
+        before = _begun(self.folder)
+        if before is None:
+            _check_nothing_is_lost(self.folder)
+        elif resume:
+            _check_same_run(before, self.about, self.folder)
+        else:
+            raise UserError(
+                f"output_dir {str(folder)!r} already holds a run; go on with it by --resume, "
+                "give another --output-dir, or move that one away"
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -264,7 +282,7 @@ def _loading(name: str) -> Iterator[None]:
             f"out of GPU memory while model {name!r} was loaded: its weights alone are too much; --quantization nf4 with "
             "--lora-r 16, --dtype bfloat16 or a smaller --student helps, and minigad fit shows the whole bill"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises just that
         why = " ".join(str(error).split())[:300]
         raise UserError(f"model {name!r} could not be loaded ({why}); copy or download its folder again") from error
 
@@ -350,26 +368,24 @@ def stop_requests() -> Iterator[list[int]]:
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
     """Keep a second process out of a run's folder. Where the file system has no locks, say so and go on."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    file = FileLock(Path(folder) / ".lock")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file.acquire(timeout=0)
+        _check_links(Path(folder))
+        lock = held(Path(folder) / ".lock")
     except Timeout as error:
         raise UserError(
             f"output_dir {str(folder)!r} is in use by another process; wait for it or give another --output-dir"
         ) from error
-    except NotImplementedError:
-        _say(f"{folder} is on a file system without locks: see that no second process writes there")
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # a ValueError for NUL in the name
         raise UserError(
             f"output_dir {str(folder)!r} cannot be written ({getattr(error, 'strerror', error)}); give another --output-dir"
         ) from error
-    try:
+    with lock:
         yield
-    finally:
-        file.release()
 
 
 # What may differ when a run goes on: where and how often it writes, and how it splits its work.
@@ -391,6 +407,11 @@ def _check_same_run(before: Any, now: dict[str, Any], folder: Path) -> None:
     if not isinstance(before, dict) or not isinstance(before.get("config"), dict):
         raise UserError(f"{folder / 'config.json'} holds no configuration of a run; give another --output-dir")
     defaults, config = dataclasses.asdict(GADConfig()), json.loads(to_json(now["config"]))
+    if unknown := sorted(before["config"].keys() - config.keys()):
+        raise UserError(
+            f"the run in {str(folder)!r} was begun by minigad {before.get('minigad')}, whose settings {', '.join(unknown)} this one "
+            f"({minigad.__version__}) does not have; resume it with that version, or give another --output-dir"
+        )
     old = {name: before["config"].get(name, default) for name, default in json.loads(to_json(defaults)).items()}
     changed = {name: (old[name], config[name]) for name in config if old[name] != config[name]}
     changed |= {
@@ -410,6 +431,33 @@ def _check_same_run(before: Any, now: dict[str, Any], folder: Path) -> None:
         )
     if changed:
         _say(f"changed since the run began: {', '.join(words.values())}")
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links: what is written under their names would be written elsewhere. A student/ that lies elsewhere can be read."""
+    links = [path for path in folder.iterdir() if path.is_symlink()]
+    if names := sorted(path.name for path in links if path.name.startswith(".") or not path.is_dir()):
+        raise UserError(
+            f"run {str(folder)!r} holds links ({', '.join(names)}), through which a run would write outside it; put the files "
+            "themselves there, or give another folder"
+        )
+
+
+def _begun(folder: Path) -> Any:
+    """Return what a folder's run was begun with: config.json or, if that is lost, the newest checkpoint's copy; None without a run."""
+    if (folder / "config.json").exists():
+        return read_json(folder / "config.json")
+    checkpoint = newest(folder)[0] if folder.is_dir() else None
+    return checkpoint.record if checkpoint else None
+
+
+def _check_nothing_is_lost(folder: Path) -> None:
+    """Without a run in it, what a folder has of a run's names is somebody else's, or all that is left of one."""
+    if there := [name for name in PARTS if (folder / name).exists()]:
+        raise UserError(
+            f"output_dir {str(folder)!r} holds no run but {', '.join(there)}, which a run would write over; give another "
+            "--output-dir, or move them away"
+        )
 
 
 def _revision(name: str) -> str:
@@ -519,38 +567,43 @@ def _play(state: State, train: Any, heldout: Any, config: GADConfig, method: str
 
 def save_student(student: Student, folder: Path, config: GADConfig, method: str) -> None:
     """Write a student's folder, whole or not at all, with a model card that says what it is and what it is not."""
-    peft = student.adapter is not None
+    peft, name = student.adapter is not None, " ".join(visible(config.student).replace("`", "'").split())
     card = f"""---
 library_name: {"peft" if peft else "transformers"}
 tags: [distillation, generative-adversarial-distillation, minigad]
 ---
 # A student distilled with minigad
 
-{"A LoRA adapter" if peft else "All weights"} of `{visible(config.student).replace("`", "'")}`, trained by `{method}` on a teacher's text alone
+{"A LoRA adapter" if peft else "All weights"} of `{name}`, trained by `{method}` on a teacher's text alone
 (discriminator: `{config.discriminator}`, {config.max_steps} steps, seed {config.seed}). Generative Adversarial Distillation: arXiv 2511.10643.
 
 It imitates its teacher's manner on prompts like those it was trained on. Its answers are not checked for truth or safety.
 The numbers that were measured are in `evaluation.json` of the run that made it.
 """
-    with _whole(folder) as work:
+    with whole_folder(folder) as work:
         student.save_pretrained(work)
         write_synced(work / "README.md", card.encode("utf-8", "backslashreplace"))
 
 
 def save_discriminator(discriminator: Discriminator, folder: Path) -> None:
     """Write a discriminator's folder, whole or not at all; `load_players` reads it."""
-    with _whole(folder) as work:
+    with whole_folder(folder) as work:
         discriminator.save_pretrained(work)
 
 
 @contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to write into that takes the place of `folder` at the end, and of nothing if an error comes first."""
     work = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
-    yield work
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
+    try:
+        yield work
+        seal(work)
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 class Players(NamedTuple):
@@ -580,21 +633,30 @@ def load_players(folder: str | Path) -> Players:
 
 def load_student(folder: str | Path, config: GADConfig) -> Student:
     """Load a run's student; UserError if its folder is damaged."""
+    _check_weights(Path(folder) / "student")
     with _loading(config.student):
         return Student.from_pretrained(Path(folder) / "student", config)
 
 
 def load_discriminator(folder: str | Path, config: GADConfig, student: Student) -> Discriminator:
     """Load a run's discriminator beside its student; UserError if its folder is damaged."""
+    _check_weights(Path(folder) / "discriminator")
     with _loading(config.discriminator_model or config.student):
         return Discriminator.from_pretrained(Path(folder) / "discriminator", student)
 
 
+def _check_weights(folder: Path) -> None:
+    try:
+        verify(folder)
+    except Damaged as error:
+        raise UserError(
+            f"{folder} is damaged: {error}; give distill again with --resume, which writes it anew from the checkpoint"
+        ) from error
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary file and rename it: a reader sees the old file or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_synced(temporary, to_json(value))
-    os.replace(temporary, path)
+    """Write JSON, the whole file or nothing."""
+    write_whole(path, to_json(value))
 
 
 def read_json(path: Path) -> Any:
@@ -617,6 +679,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"folder {str(folder)!r} holds no run (no config.json); give the --output-dir of one")
+    _check_links(folder)
     return {
         "config": _read_part(folder / "config.json", {"config": dict}),
         "metrics": read_metrics(folder),

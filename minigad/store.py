@@ -19,8 +19,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from minigad.config import UserError
+from minigad.locking import can_lock, warn_without_locks
 from minigad.teacher import Answer, Messages, Sampling
 
 __all__ = ["Ledger", "Store", "Stored", "request_key"]
@@ -109,8 +111,8 @@ class Store:
 
     def get(self, key: str) -> Stored | None:
         """Return the answer of that key, or None."""
-        with self._lock:
-            row = self._db.execute("SELECT request, answer FROM answers WHERE key = ?", (key,)).fetchone()
+        with self._using() as db:
+            row = db.execute("SELECT request, answer FROM answers WHERE key = ?", (key,)).fetchone()
         return Stored(json.loads(row[0])["messages"], Answer(**json.loads(row[1]))) if row else None
 
     def claim(self, key: str, most: float, budget: float | None) -> int | str:
@@ -120,7 +122,7 @@ class Store:
         when the calls under way are done; "budget": it has none.
         """
         now = time.time()
-        with self._lock, self._transaction() as db:
+        with self._transaction() as db:
             self._expire(db, now)
             if db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone():
                 return "answered"
@@ -142,7 +144,7 @@ class Store:
 
         The text is kept as escaped JSON: halves of characters and NULs, which SQLite cannot hold, come back as they were.
         """
-        with self._lock, self._transaction() as db:
+        with self._transaction() as db:
             key = db.execute("SELECT key FROM calls WHERE id = ?", (call,)).fetchone()[0]
             values = (key, model, json.dumps(request), json.dumps(dataclasses.asdict(answer)), time.time())
             db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", values)
@@ -150,19 +152,19 @@ class Store:
 
     def fail(self, call: int, message: str, maybe: float) -> None:
         """End a claimed call that gave no answer; `maybe` is what it can have cost, in dollars."""
-        with self._lock, self._transaction() as db:
+        with self._transaction() as db:
             self._end(db, call, "failed", message, (0, 0), 0.0, maybe)
 
     def ledger(self) -> Ledger:
         """Return the sums over all calls that ended, of every process and every run of this store."""
-        with self._lock:
+        with self._using() as db:
             columns = "calls, prompt_tokens, completion_tokens, cost, maybe"
-            return Ledger(*self._db.execute(f"SELECT {columns} FROM totals").fetchone())
+            return Ledger(*db.execute(f"SELECT {columns} FROM totals").fetchone())
 
     def count(self) -> int:
         """Return the number of answers."""
-        with self._lock:
-            return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
+        with self._using() as db:
+            return int(db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
 
     def journal_mode(self) -> str:
         """Return "wal", or "delete" where the file system cannot share memory (network drives)."""
@@ -170,14 +172,28 @@ class Store:
             return str(self._db.execute("PRAGMA journal_mode").fetchone()[0])
 
     @contextlib.contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """Turn what SQLite says of a disk that is full or a file that is damaged into a UserError."""
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                raise UserError(
+                    f"{self.path}: the store cannot be used ({error}); the answers that were counted are safe: make room, or "
+                    "mend the disk, then give the same command again"
+                ) from error
+
+    @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with self._using() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # on a full disk SQLite may have rolled back by itself
+                    db.execute("ROLLBACK")
+                raise
 
     def _end(
         self,
@@ -212,7 +228,7 @@ class Store:
 
     def _renew(self) -> None:
         while not self._closing.wait(LEASE / 3):
-            with self._lock:
+            with self._lock, contextlib.suppress(sqlite3.Error):  # whoever writes an answer next says it
                 self._db.execute(
                     "UPDATE calls SET lease = ? WHERE outcome IS NULL AND owner = ?", (time.time() + LEASE, self.owner)
                 )
@@ -222,7 +238,7 @@ def _open(path: Path) -> sqlite3.Connection:
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {str(path.parent)!r}; make it first")
     try:
-        db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+        db = _connect(path)
         try:
             _prepare(db, path)
         except BaseException:
@@ -233,6 +249,15 @@ def _open(path: Path) -> sqlite3.Connection:
             f"{path}: cannot use the store ({error}); check the disk, or name another with --store"
         ) from None
     return db
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    if can_lock(path.parent):
+        return sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+    warn_without_locks(path.parent)
+    # SQLite's own way of doing without: its journal still makes good what a kill left half-written.
+    name = f"file:{quote(str(path))}?vfs=unix-none"
+    return sqlite3.connect(name, timeout=BUSY, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:

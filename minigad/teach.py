@@ -33,7 +33,7 @@ from minigad.collect import (
     estimate_tokens,
     find_price,
 )
-from minigad.config import UserError
+from minigad.config import UserError, visible
 from minigad.data import loose_key, stream_prompts, text_hash, write_jsonl
 from minigad.export import check_out, write_pairs
 from minigad.sources import object_of, read_rows, short
@@ -314,7 +314,7 @@ def progress_bar(wanted: int, show: bool = True) -> Iterator[tuple[Callable[[str
 
         def say(sentence: str) -> None:
             if show:
-                tqdm.write(sentence, file=sys.stderr)
+                tqdm.write(visible(sentence), file=sys.stderr)
 
         def tick(progress: Progress) -> None:
             nonlocal said

@@ -254,12 +254,17 @@ run("judge records that are a number", {"evaluation.json": {"metrics": {}, "samp
 run("judge records without fields", {"evaluation.json": {"metrics": {}, "samples": [], "judge": [{"title": "\u202e"}]}})
 run("audit.json is a number", {"audit.json": 1})
 run("audit.json without fields", {"audit.json": {"findings": [{}]}})
+FINDING = {"check": "\x1b[2J\u202e", "value": 9.0, "limit": 1.0, "words": "<script>\x1b]0;", "ok": False}
+run("diagnosis of an audit with escapes", {"audit.json": {"findings": [FINDING]}}, "diagnose")
 run("diagnosis of metrics without a phase", {"metrics.jsonl": lines([{"step": 1}])}, "diagnose")
 run("diagnosis of nothing", {}, "diagnose")
 EVALUATE = ("evaluate", "--data", "old/pairs.jsonl")
 run("evaluation of a run without a student", {"pairs.jsonl": lines(GOOD)}, *EVALUATE)
-run("evaluation of a run with an unknown setting", {"config.json": {"config": {"max_stps": 1}}}, *EVALUATE)
-run("evaluation of a run with a setting of another type", {"config.json": {"config": {"seed": "x"}}}, *EVALUATE)
+PAIRS = {"pairs.jsonl": lines(GOOD)}
+run("evaluation of a run with an unknown setting", {"config.json": {"config": {"max_stps": 1}}, **PAIRS}, *EVALUATE)
+run(
+    "evaluation of a run with a setting of another type", {"config.json": {"config": {"seed": "x"}}, **PAIRS}, *EVALUATE
+)
 SET = ("evaluate", "--judge", "m", "--price", "0", "0", "--set")
 run("evaluation on a set that is not there", {}, *SET, "old/\x1b[2J.jsonl")
 run("evaluation with a pairwise judge and nobody to compare with", {}, *SET, "vicuna", "--protocol", "pairwise")
@@ -274,6 +279,16 @@ run(
     "--measure",
     "\x1b",
 )
+
+
+def linked(folder: Path) -> list[str]:
+    (folder / "old").mkdir()
+    (folder / "old" / "config.json").write_text(json.dumps(RECORD))
+    (folder / "old" / "report.html").symlink_to(folder / "precious")
+    return ["report", str(folder / "old")]
+
+
+case("run: a report that is a link to elsewhere", linked)
 case("run: no such folder", lambda folder: ["report", str(folder / "nowhere")])
 case("run: a file", lambda folder: ["report", str(pairs(folder))])
 case("run: NUL in the path", lambda folder: ["report", "a\0b"])
@@ -294,10 +309,23 @@ def resumed(name: str, files: dict[str, Any]) -> None:
 resumed("config.json cut off", {"config.json": b"{"})
 resumed("config.json is a list", {"config.json": []})
 resumed("config.json of another run", {"config.json": {"config": {"seed": 7}}})
+resumed("config.json of a newer version", {"config.json": {"minigad": "9", "config": {"telepathy": 1}}})
+resumed("metrics without a run", {"metrics.jsonl": lines([ROW])})
+resumed("somebody's student without a run", {"student/model.safetensors": b"x"})
 resumed("a checkpoint without a manifest", {"checkpoint-9/state.json": {}})
 resumed("a manifest that leads out of the folder", {"checkpoint-9/manifest.json": {"../../pairs.jsonl": {"bytes": 1}}})
 resumed("a manifest 100,000 deep", {"checkpoint-9/manifest.json": b"[" * 100_000})
 resumed("a checkpoint that is a file", {"checkpoint-9": b"x"})
+
+# --- collecting ---
+
+
+def priced(folder: Path) -> list[str]:
+    prompts = pairs(folder, lines([{"prompt": "\x1b]0;a\u202eb"}]), "\x1b[31mred.jsonl")
+    return ["teach", "--prompts", str(prompts), "--model", "m", "--out", str(folder / "new.jsonl"), "--dry-run"]
+
+
+case("teach: a dry run of prompts with escapes, in a file with escapes", priced)
 
 # --- the command line itself ---
 
@@ -313,9 +341,11 @@ FINE = {
     "data: control tokens as text",
     "data: script tags, escapes and bidi marks",
     "data: a prompt of 20,000 characters",
+    "teach: a dry run of prompts with escapes, in a file with escapes",
     "run: metrics with a torn last line",
     "run: metrics with NaN",
     "run: samples with scripts and escapes",
+    "run: diagnosis of an audit with escapes",
     "run: diagnosis of nothing",
     "resume: a checkpoint without a manifest",
     "resume: a manifest that leads out of the folder",
@@ -341,20 +371,22 @@ def answer(name: str) -> tuple[int, str, float, list[str]]:
         said = [line for line in err.getvalue().splitlines() if line.strip()]
         last = said[-1].replace(str(folder), "FOLDER") if said else ""
         seconds = time.monotonic() - started
-        wrong = complaints(name, status, err.getvalue(), last, seconds) + left_behind(name, folder, there)
+        wrong = complaints(name, status, out.getvalue() + err.getvalue(), last, seconds) + left_behind(
+            name, folder, there
+        )
         return status, re.sub(r"hostile-\w+", "FOLDER", last), seconds, wrong
     finally:
         os.chdir(before)
         shutil.rmtree(folder)
 
 
-def complaints(name: str, status: Any, stderr: str, last: str, seconds: float) -> list[str]:
+def complaints(name: str, status: Any, shown: str, last: str, seconds: float) -> list[str]:
     wrong = []
     if status != (0 if name in FINE else 2):
         wrong.append(f"status {status}")
-    if "Traceback" in stderr:
+    if "Traceback" in shown:
         wrong.append("a traceback")
-    if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]", stderr.replace("\x1b[A", "")):
+    if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]", shown.replace("\x1b[A", "")):
         wrong.append("control characters on the terminal")
     if seconds > SECONDS:
         wrong.append(f"{seconds:.0f} seconds")
@@ -379,15 +411,21 @@ def snapshot(folder: Path) -> set[str]:
 def document() -> str:
     rows = []
     for name in CASES:
-        status, last, _, wrong = answer(name)
+        row, wrong = row_of(name)
         assert not wrong, (name, wrong)
-        outcome = "used" if status == 0 else cell(re.sub(r"^minigad( \w+)?: error: ", "", last))
-        rows.append(f"| {cell(name)} | {outcome} |")
+        rows.append(row)
     return (
         f"# Hostile inputs\n\n{len(CASES)} inputs and the answers to them, written by `python tests/hostile.py` and held to by "
         "`tests/test_hostile.py`: one sentence and status 2, no traceback, no control characters on the terminal, nothing "
         "left in the output folder.\n\n| input | answer |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
+
+
+def row_of(name: str) -> tuple[str, list[str]]:
+    """Run a case; return its row of the document, and what is wrong with its answer."""
+    status, last, _, wrong = answer(name)
+    said = "used" if status == 0 else cell(re.sub(r"^minigad( \w+)?: error: ", "", last))
+    return f"| {cell(name)} | {said} |", wrong
 
 
 def cell(text: str) -> str:

@@ -1,12 +1,15 @@
 """The command line: a whole toy run on the user's file, and bad input answered in one sentence."""
 
 import json
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from minigad import run as run_module
 from minigad.cli import main
+from minigad.data import write_jsonl
 from minigad.run import read_run
 
 SMALL = [
@@ -207,9 +210,92 @@ def test_without_a_toml_reader_the_remedy_is_named(tmp_path, monkeypatch, capsys
     assert "pip install tomli" in capsys.readouterr().err
 
 
-def test_merge_writes_plain_weights_says_what_they_cost_and_refuses_what_it_cannot_merge(pairs, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "writes"),
+    [
+        (["report", "{run}"], "report.html"),
+        (["evaluate", "{run}", "--data", "{pairs}"], "evaluation.json"),
+        (["guess", "{run}", "--html", "{new}/page.html"], "page.html"),
+        (
+            ["rerank", "{run}", "--prompts", "{pairs}", "--num-generations", "2", "--out", "{new}/best.jsonl"],
+            "best.jsonl",
+        ),
+        (["filter", "{run}", "--data", "{pairs}", "--out", "{new}/a.jsonl", "--dropped", "{new}/b.jsonl"], "a.jsonl"),
+        (["split", "--data", "{pairs}", "--train", "{new}/a.jsonl", "--heldout", "{new}/b.jsonl"], "a.jsonl"),
+        (
+            [
+                "choose",
+                "{run}",
+                "--data",
+                "{others}",
+                "--measure",
+                "nll",
+                "--length-band",
+                "0",
+                "99",
+                "--out",
+                "{new}/run",
+            ],
+            "choice.json",
+        ),
+    ],
+)
+def test_a_command_that_cannot_write_says_so_and_leaves_nothing_half_done(
+    words, writes, a_run, tmp_path, monkeypatch, capsys
+):
+    """A full disk, at the last moment: one sentence, the old file or none, and the same command again succeeds."""
+    new = tmp_path / "new"
+    new.mkdir()
+    names = {"run": str(a_run / "run"), "new": str(new)}
+    names |= {name: str(a_run / f"{name}.jsonl") for name in ("pairs", "others")}
+    command = [word.format(**names) for word in words]
+    before = files(a_run, new)
+    real = os.replace
+
+    def full(source, target):
+        if Path(target).name == writes:
+            raise OSError(28, "No space left on device", str(source), None, str(target))
+        return real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert main(command) == 2
+    assert files(a_run, new) == before
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("minigad: error: ")
+    assert writes in said and "No space left on device" in said and "same command again" in said
+    assert main(command) == 0
+
+
+def files(*folders):
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    """A finished run, with pairs and others to look at."""
+    folder = tmp_path_factory.mktemp("a_run")
+    for name, number in (("pairs", 40), ("others", 12)):
+        rows = [{"prompt": f"{name}: say {i}", "completion": f"you said {i}"} for i in range(number)]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    assert distill(folder / "pairs.jsonl", folder / "run") == 0
+    return folder
+
+
+def full_disk(*args, **options):
+    raise OSError(28, "No space left on device")
+
+
+def test_merge_writes_plain_weights_says_what_they_cost_and_refuses_what_it_cannot_merge(
+    pairs, tmp_path, monkeypatch, capsys
+):
     run, plain = tmp_path / "run", tmp_path / "plain"
     assert distill(pairs, run, "--method", "seqkd", "--seqkd-epochs", "1", "--lora-r", "4") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full_disk)
+        assert main(["merge", str(run), "--out", str(plain), "--dtype", "float32"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "run"]
     assert main(["merge", str(run), "--out", str(plain), "--dtype", "float32"]) == 0
     assert "log p moved by 0.0000 nats a token" in capsys.readouterr().out
     assert (plain / "model.safetensors").is_file()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minigad import audit as audit_module
+from minigad import diagnose as diagnose_module
 from minigad import run as run_module
 from minigad import step as step_module
 from minigad import train
@@ -41,9 +42,9 @@ def rows():
     return [{"prompt": p, "completion": c} for p, c in zip(data["prompt"], data["completion"], strict=True)]
 
 
-def play(folder, rows, **changes):
+def play(folder, rows, method="gad", **changes):
     return distill(
-        CONFIG.replace(output_dir=str(folder), **changes), rows[:128], rows[128:], "gad", letters_tokenizer()
+        CONFIG.replace(output_dir=str(folder), **changes), rows[:128], rows[128:], method, letters_tokenizer()
     )
 
 
@@ -51,10 +52,21 @@ def play(folder, rows, **changes):
 
 
 @pytest.mark.parametrize(
-    ("phase", "what"),
-    [("warmup", "gradient"), ("discriminator_warmup", "gradient"), ("gad", "gradient"), ("gad", "weight")],
+    ("method", "phase", "what"),
+    [
+        ("gad", "warmup", "gradient"),
+        ("gad", "discriminator_sft", "weight"),
+        ("gad", "discriminator_warmup", "gradient"),
+        ("gad", "gad", "gradient"),
+        ("gad", "gad", "weight"),
+        ("gad", "gad", "loss"),
+        ("seqkd", "seqkd", "loss"),
+        ("soda", "dpo", "gradient"),
+    ],
 )
-def test_a_value_that_is_not_finite_stops_the_run_with_all_that_is_needed(phase, what, rows, tmp_path, monkeypatch):
+def test_a_value_that_is_not_finite_stops_the_run_with_all_that_is_needed(
+    method, phase, what, rows, tmp_path, monkeypatch
+):
     """The step, the tensor, the batch and the last good checkpoint are named; the step is not written anywhere."""
     update, calls = step_module.apply_gradients, []
 
@@ -63,10 +75,10 @@ def test_a_value_that_is_not_finite_stops_the_run_with_all_that_is_needed(phase,
         if calls[-1] == phase and what == "gradient":
             parameters[2].grad[0] = math.nan
         metrics = update(model, optimizer, parameters, config)
-        if calls[-1] == phase:
+        if calls[-1] == phase and what != "loss":
             with torch.no_grad():
                 parameters[2][0] = math.inf
-        return metrics
+        return metrics | ({"loss": math.nan} if calls[-1] == phase and what == "loss" else {})
 
     started = []
     count_steps = run_module.State._count
@@ -82,17 +94,19 @@ def test_a_value_that_is_not_finite_stops_the_run_with_all_that_is_needed(phase,
     monkeypatch.setattr(run_module.State, "_count", counted)
     monkeypatch.setattr(step_module, "apply_gradients", poisoned)
     with pytest.raises(FloatingPointError) as error:
-        play(tmp_path / "run", rows)
+        play(tmp_path / "run", rows, method)
     said = str(error.value)
     assert f"step 1 of {phase}" in said
     assert what in said
     dump = tmp_path / "run" / f"not-finite-{phase}-1.json"
     assert str(dump) in said
-    assert ("there is no checkpoint yet" in said) == (phase == "warmup")
+    first = phase in ("warmup", "seqkd")
+    assert ("there is no checkpoint yet" in said) == first
+    assert first or "is the last good checkpoint" in said
     batch = json.loads(dump.read_text())
-    assert len(batch["rows"]) == (16 if phase == "warmup" else 8)
+    assert len(batch["rows"]) == {"warmup": 16, "seqkd": 16, "discriminator_sft": 16, "dpo": 32}.get(phase, 8)
     assert all(set(row) == {"prompt_ids", "completion_ids", "text"} for row in batch["rows"])
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_text() if phase != "warmup" else ""
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text() if not first else ""
     assert "NaN" not in metrics and "Infinity" not in metrics
     assert started[-1] == phase
 
@@ -142,6 +156,39 @@ def test_every_alarm_has_a_game_that_sets_it_off_alone():
     assert alarm.name == "reward hacking"
     bare = [{"phase": "gad", "step": 1, "reward": 0.0}] * WINDOW
     assert alarms(bare, bare) == []  # what was not measured cannot be alarming
+
+
+def test_every_alarm_is_silent_just_within_its_limit():
+    d = diagnose_module
+    within = {
+        "discriminator saturated": [
+            {"discriminator/accuracy": d.SATURATED - 1e-6, "discriminator/accuracy_eval": 0.95}
+        ],
+        "discriminator overfitted": [{"discriminator/accuracy": 0.6 + d.OVERFITTED - 1e-6}],
+        "identical text": [{"discriminator/identical_text_gap": d.IDENTICAL_GAP}],
+        "reward hacking": [
+            {"reward": 2.0, "nll_eval": 1.0 + d.HACKED_NLL - 1e-6},
+            {"reward": -2.0, "nll_eval": 2.0},  # worse, but nobody is rewarded for it
+            {"discriminator/accuracy": d.OUTSCORED + 1e-6, "discriminator/accuracy_eval": d.OUTSCORED},
+        ],
+        "length drift": [{"completions/mean_length": length} for length in (12.99, 7.7)],
+        "length decides": [{"discriminator/length_corr": sign * (d.LENGTH_CORRELATION - 1e-6)} for sign in (1, -1)],
+        "entropy collapse": [{"entropy": d.ENTROPY_LEFT + 1e-6}],
+        "groups tied": [{"frac_reward_zero_std": d.TIED - 1e-6}],
+        "far from the start": [{"kl": d.KL_LIMIT - 1e-6}],
+    }
+    assert within.keys() == ALARMS.keys()
+    for cases in within.values():
+        for changes in cases:
+            assert alarms(game({}), game(changes)) == [], changes
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_every_alarm_can_stop_a_run(name, tmp_path):
+    run = run_module.RunDirectory(tmp_path / "run", CONFIG, {})
+    stream = [{**step, "step": i + 1} for i, step in enumerate(game({}) + game(SICK[name]))]
+    with pytest.raises(UserError, match=f"stopped by an alarm, {name}, step "):
+        list(run_module._watched(iter(stream), run, "stop"))
 
 
 def test_measured_games_are_told_apart():

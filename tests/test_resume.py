@@ -1,5 +1,7 @@
 """A run that was killed and resumed is, bit for bit, the run that was never stopped."""
 
+import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,7 +20,7 @@ from minigad import train
 from minigad.checkpoint import MANIFEST, Damaged, State, load, newest, save
 from minigad.config import PRESETS, UserError
 from minigad.discriminator import Discriminator
-from minigad.run import RunDirectory, distill, lock, read_run
+from minigad.run import RunDirectory, distill, load_players, lock, read_run
 from minigad.student import Student
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 
@@ -207,13 +209,106 @@ def test_two_processes_cannot_share_a_run(rows, tmp_path):
         process.kill()
 
 
-def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
-    def missing(self, **options):
-        raise NotImplementedError
+def other(value):
+    """Another value of the same type, for a setting."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return (*value, "x") if isinstance(value, tuple) else f"{value}x"
 
-    monkeypatch.setattr("filelock.FileLock.acquire", missing)
-    with lock(tmp_path):
-        assert "without locks" in capsys.readouterr().err
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(CONFIG)])
+def test_each_setting_is_free_or_refused_by_name(name, tmp_path, capsys):
+    """Only where and how often a run writes, and how it splits its work, may change; the change is said."""
+    run = RunDirectory(tmp_path / "run", CONFIG, {"method": "gad"})
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    changed = dataclasses.asdict(CONFIG) | {name: other(getattr(CONFIG, name))}
+    now = run.about | {"config": changed}
+    if name in run_module.FREE:
+        run_module._check_same_run(json.loads(before), now, run.folder)
+        assert f"changed since the run began: {name} (" in capsys.readouterr().err
+    else:
+        with pytest.raises(UserError, match=rf"made with other settings: {name} \(.* then, .* now\); put them back"):
+            run_module._check_same_run(json.loads(before), now, run.folder)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_what_else_a_run_depends_on_is_refused_by_name(tmp_path):
+    about = {"method": "gad", "models": {"toy": "commit-a"}, "data": "sha-a", "processes": 1}
+    run = RunDirectory(tmp_path / "run", CONFIG, about)
+    for name, value in {"method": "soda", "models": {"toy": "commit-b"}, "data": "sha-b", "processes": 2}.items():
+        with pytest.raises(UserError, match=rf"other settings: {name} \("):
+            RunDirectory(tmp_path / "run", CONFIG, about | {name: value}, resume=True)
+    assert RunDirectory(tmp_path / "run", CONFIG, about, resume=True).about == run.about
+
+
+def test_a_run_of_another_version_is_named(tmp_path):
+    """An older one lacks settings, which then have their defaults; a newer one has some that would be lost in silence."""
+    run = RunDirectory(tmp_path / "run", CONFIG, {"method": "gad"})
+    record = json.loads(json.dumps(run.about))
+    defaults = dataclasses.asdict(PRESETS["toy"])
+    lacking = {name: value for name, value in record["config"].items() if name != "shared_prompts"}
+    assert defaults["shared_prompts"] == CONFIG.shared_prompts
+    run_module._check_same_run(record | {"config": lacking}, run.about, run.folder)
+    newer = record | {"minigad": "9.0", "config": record["config"] | {"telepathy": 0.5}}
+    with pytest.raises(UserError, match=r"begun by minigad 9.0, whose settings telepathy this one .* does not have"):
+        run_module._check_same_run(newer, run.about, run.folder)
+
+
+@pytest.mark.parametrize("name", ["student", "discriminator", "metrics.jsonl", "samples.jsonl", "report.html"])
+def test_what_is_not_a_runs_is_never_written_over(name, rows, tmp_path):
+    """`--student student --output-dir .` would have emptied the student's own folder at its end."""
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    path.write_bytes(b"mine") if "." in name else (path.mkdir(), (path / "model.safetensors").write_bytes(b"mine"))
+    before = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
+    for resume in (False, True):
+        with pytest.raises(UserError, match=f"holds no run but {name}, which a run would write over"):
+            play(tmp_path / "run", rows, resume=resume)
+    assert {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_a_lost_config_is_that_of_the_checkpoint(finished, rows, tmp_path):
+    """It is neither begun anew over what is there, nor resumed with other settings."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "config.json").unlink()
+    config = CONFIG.replace(save_steps=1)
+    with pytest.raises(UserError, match="already holds a run"):
+        play(folder, rows, config)
+    with pytest.raises(UserError, match=r"made with other settings: seed \(0 then, 5 now\)"):
+        play(folder, rows, config.replace(seed=5), resume=True)
+    assert not (folder / "config.json").exists()
+    assert outcome(play(folder, rows, config, resume=True)) == outcome(finished)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".config.json.tmp", ".lock", "evaluation.json"])
+def test_a_link_in_a_run_leads_nothing_out_of_it(name, finished, rows, tmp_path):
+    folder, outside = shutil.copytree(finished, tmp_path / "run"), tmp_path / "precious"
+    outside.write_text("precious\n")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(UserError, match=rf"holds links \({name}\), through which a run would write outside it"):
+        play(folder, rows, CONFIG.replace(save_steps=1), resume=True)
+    with pytest.raises(UserError, match="holds links"):
+        read_run(folder)
+    assert outside.read_text() == "precious\n"
+
+
+def test_links_to_folders_are_left_alone(finished, rows, tmp_path):
+    """Neither followed nor emptied, where a run would put a folder of its own."""
+    folder, outside = shutil.copytree(finished, tmp_path / "run"), tmp_path / "precious"
+    (outside / "inside").mkdir(parents=True)
+    shutil.rmtree(folder / "student")
+    for name, words in (
+        ("student", r"student could not be written in .*checkpoint-\d+ is safe"),
+        (".student.tmp", "holds links"),
+    ):
+        (folder / name).symlink_to(outside)
+        with pytest.raises(UserError, match=words):
+            play(folder, rows, CONFIG.replace(save_steps=1), resume=True)
+        (folder / name).unlink()
+    assert [path.name for path in outside.iterdir()] == ["inside"]
 
 
 # --- damage ---
@@ -237,6 +332,25 @@ def test_every_flipped_bit_is_found(finished, tmp_path):
     """1,500 random bits of the manifest, 40 of each other file: none is loaded, and the older checkpoint is taken."""
     older, newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))
     rng, flips = random.Random(0), 0
+    players = {
+        f"{name}.safetensors" for name in ("student", "reference", "discriminator", "average", "optimizer", "random")
+    }
+    assert {path.name for path in newer.iterdir()} == players | {"state.json", MANIFEST}
+    state = json.loads((newer / "state.json").read_bytes())
+    about = {
+        "phase",
+        "step",
+        "total",
+        "optimizers",
+        "loss_scales",
+        "random",
+        "logs",
+        "versions",
+        "config",
+        "models",
+        "data",
+    }
+    assert about <= state.keys()
     for path in sorted(newer.iterdir()):
         good = path.read_bytes()
         for bit in rng.sample(range(8 * len(good)), 1500 if path.name == MANIFEST else 40):
@@ -252,6 +366,27 @@ def test_every_flipped_bit_is_found(finished, tmp_path):
     found, skipped = newest(newer.parent)
     assert found.path == older
     assert [path for path, why in skipped] == [newer]
+
+
+def test_a_flipped_bit_in_what_a_run_leaves_is_found_or_does_no_harm(finished, tmp_path):
+    """In both players' folders: every one in weights is found; one in a text file is found, or is read as another text."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    rng, found = random.Random(0), 0
+    for path in [*sorted((folder / "student").iterdir()), *sorted((folder / "discriminator").iterdir())]:
+        good = path.read_bytes()
+        for bit in rng.sample(range(8 * len(good)), 12 if path.suffix == ".safetensors" else 6):
+            bad = bytearray(good)
+            bad[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(bad)
+            try:
+                load_players(folder)
+            except UserError:
+                found += 1
+            else:
+                assert path.suffix != ".safetensors", (path.name, bit)
+        path.write_bytes(good)
+    assert found > 30
+    assert load_players(folder)
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "optimizer.safetensors", "state.json", MANIFEST])
@@ -291,6 +426,33 @@ def test_a_manifest_cannot_lead_out_of_its_folder(finished, tmp_path):
         (newer / MANIFEST).write_text(json.dumps({name: {"bytes": 1, "sha256": "0"}}))
         with pytest.raises(Damaged, match="not the name of a file"):
             load(newer)
+
+
+@pytest.mark.parametrize("harm", [{"phase": None}, {"step": "1"}, {"optimizers": {}}, {"random": []}])
+def test_a_state_that_verifies_but_lacks_something_is_damaged(harm, finished, tmp_path):
+    newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))[-1]
+    seal(newer, json.loads((newer / "state.json").read_bytes()) | harm)
+    with pytest.raises(Damaged, match=f"state.json is not there or lacks {next(iter(harm))}"):
+        load(newer)
+
+
+def test_an_optimizer_of_another_library_is_refused(finished, tmp_path):
+    newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))[-1]
+    record = json.loads((newer / "state.json").read_bytes())
+    seal(newer, record | {"optimizers": [{"pairs": [["telepathy", 1]]}] * len(record["optimizers"])})
+    student = Student.load(CONFIG, tokenizer=letters_tokenizer())
+    state = State(student, Discriminator.load(CONFIG, student), load(newer))
+    with pytest.raises(UserError, match="an optimizer or a random generator that these libraries do not read"):
+        list(train.gad(student, state.discriminator, letters_dataset(16, 0), CONFIG, state=state))
+
+
+def seal(checkpoint: Path, record: dict) -> None:
+    """Write state.json, and a manifest that vouches for it."""
+    data = json.dumps(record).encode()
+    (checkpoint / "state.json").write_bytes(data)
+    manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+    manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished):

@@ -67,6 +67,7 @@ def test_scores_are_equal_after_saving_and_loading(name, models, tmp_path):
     assert {path.name for path in (tmp_path / "discriminator").iterdir()} == {
         "discriminator.json",
         "discriminator.safetensors",
+        "manifest.json",
     }
     fresh = Student.from_pretrained(tmp_path / "student", before.config)
     after = Discriminator.from_pretrained(tmp_path / "discriminator", fresh)

@@ -152,6 +152,33 @@ def test_what_is_no_store_is_named(tmp_path):
         Store(tmp_path / "no" / "c.db")
 
 
+def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_counted(store, tmp_path):
+    """SQLite's own "database or disk is full"; with room again, the same store goes on."""
+    settle(store, store.claim("kept", 0.0, None))
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+    call = store.claim("k", 0.25, None)
+    with pytest.raises(UserError, match=r"s.db: the store cannot be used \(database or disk is full\).*make room"):
+        settle(store, call, "x" * 100_000)
+    assert store.get("kept").answer.text == "answer" and store.get("k") is None
+    assert store.ledger().calls == 1
+    store._db.execute("PRAGMA max_page_count = 100000")
+    settle(store, call, "x" * 100_000)
+    assert len(store.get("k").answer.text) == 100_000
+
+
+def test_a_damaged_store_is_one_sentence(tmp_path):
+    with Store(tmp_path / "s.db") as store:
+        for i in range(200):
+            settle(store, store.claim(f"k{i}", 0.0, None), "x" * 500)
+    data = bytearray((tmp_path / "s.db").read_bytes())
+    data[8192:] = os.urandom(len(data) - 8192)
+    (tmp_path / "s.db").write_bytes(data)
+    words = r"s.db: .*(cannot use the store|the store cannot be used) \(.*malformed"
+    with pytest.raises(UserError, match=words), Store(tmp_path / "s.db") as store:
+        [store.get(f"k{i}") for i in range(200)]
+
+
 WRITER = """
 import sys
 from minigad.store import Store
