@@ -72,10 +72,10 @@ def _claims() -> dict[str, str]:
 
 def _bakeoff() -> dict[str, str]:
     return {
-        "bakeoff-letters": bakeoff.letters_table(),
+        "bakeoff-letters": bakeoff.with_sampled("toy_letters", bakeoff.letters_table()),
         "bakeoff-frontier": bakeoff.against_seqkd(),
         "bakeoff-letters-winners": bakeoff.winners("toy_letters"),
-        "bakeoff-smollm2": bakeoff.real_table(),
+        "bakeoff-smollm2": bakeoff.with_sampled("smollm2", bakeoff.real_table()),
         "bakeoff-smollm2-winners": bakeoff.winners("smollm2"),
     }
 
