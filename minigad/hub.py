@@ -290,7 +290,9 @@ def _from_wheel(reason: str, progress: bool) -> Path:
 def _lock(folder: Path) -> AbstractContextManager[Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return held(folder / f".{CONVERTED}.lock", "another process is converting the model; waiting for it")
+        return held(
+            folder / f".{CONVERTED}.lock", lambda: _say("another process is converting the model; waiting for it")
+        )
     except OSError as error:
         raise UserError(
             f"the cache folder {folder} cannot be written ({error.strerror}); set MINIGAD_CACHE to another"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from minigad.config import visible
 __all__ = ["can_lock", "held", "warn_without_locks"]
 
 
-def held(file: Path, meanwhile: str = "") -> contextlib.AbstractContextManager[Any]:
+def held(file: Path, meanwhile: Callable[[], None] | None = None) -> contextlib.AbstractContextManager[Any]:
     """Take the lock of a file and return what releases it; nothing, with a warning, where there are no locks.
 
-    Taken by another process it raises filelock.Timeout or, if given something to say meanwhile, waits. The folder must exist; OSError if it
+    Taken by another process it raises filelock.Timeout or, if given something to do meanwhile, does it and waits. The folder must exist; OSError if it
     cannot be written. A lock dies with its process.
     """
     from filelock import FileLock, Timeout
@@ -29,9 +30,9 @@ def held(file: Path, meanwhile: str = "") -> contextlib.AbstractContextManager[A
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        if not meanwhile:
+        if meanwhile is None:
             raise
-    print(f"minigad: {meanwhile}", file=sys.stderr)
+    meanwhile()
     return lock.acquire()
 
 

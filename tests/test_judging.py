@@ -235,7 +235,7 @@ def test_a_budget_stops_before_anything_is_written_and_the_next_command_goes_on(
     ]
     assert run(folder, *flags, "--budget", "0.005") == 1
     out = capsys.readouterr().out
-    assert "budget of $0.01" in out
+    assert "budget of $0.005" in out
     assert "verdicts are not written" in out
     assert "judge" not in read_run(folder / "run")["evaluation"]
     stopped_at = len(judge.asked)
@@ -601,7 +601,10 @@ def test_a_damaged_student_is_one_sentence(folder, judge, capsys):
     (folder / "run" / "student" / "model.safetensors").write_bytes(b"x" * 20)
     for command in (lambda: run(folder), lambda: choose(folder, "--measure", "nll")):
         assert command() == 2
-        assert "could not be loaded" in capsys.readouterr().err.strip().splitlines()[-1]
+        assert (
+            "student is damaged: model.safetensors is not what was written"
+            in capsys.readouterr().err.strip().splitlines()[-1]
+        )
 
 
 def test_outputs_and_opponents_are_looked_at_before_the_work(folder, judge, monkeypatch, capsys):
