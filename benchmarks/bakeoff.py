@@ -84,6 +84,22 @@ def against_seqkd() -> str:
     return "\n".join(lines)
 
 
+def real_differences() -> str:
+    """Return a line a method of SmolLM2: both divergences less those of SeqKD, temperature 1, nats, with intervals; below 0 is better."""
+    rows = read_results("smollm2")["rows"]
+    lines = ["| method | KL(S‖T) less SeqKD's (95%) | KL(T‖S) less SeqKD's (95%) |", "|---|---|---|"]
+    for method in _methods(rows):
+        if method != "seqkd":
+            cells = " | ".join(_difference(rows, method, f"kl_{way}") for way in ("student_teacher", "teacher_student"))
+            lines.append(f"| {method} | {cells} |")
+    return "\n".join(lines)
+
+
+def _difference(rows: Sequence[Row], method: str, measure: str) -> str:
+    ours, base = (_by_seed(rows, name, measure) for name in (method, "seqkd"))
+    return _interval([ours[seed] - base[seed] for seed in sorted(ours)])
+
+
 def _interval(values: Sequence[float]) -> str:
     return "{:+.3f} ± {:.3f}".format(*interval(values)) if len(values) > 1 else "no overlap"
 

@@ -3,7 +3,7 @@
     python benchmarks/beyond.py --seeds 200 201 202
 
 Like variants.py: one change at a time from `base` (the log-ratio discriminator, 200 steps), on *validation* prompts, since presets are
-chosen from it. `seqkd-equal-cpu` is imitation for about the processor time of `base` and twice that of the presets' game.
+chosen from it. `from SeqKD to saturation` also measures its start, imitation with the processor time of the toy preset's game.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import random
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -193,7 +194,9 @@ def main() -> None:
     rows: list[Row] = []
     for seed in args.seeds:
         rows += run_seed(seed, args.methods)
-        command = f"python benchmarks/beyond.py --seeds {' '.join(map(str, args.seeds))}"
+        command = (
+            f"python benchmarks/beyond.py --methods {shlex.join(args.methods)} --seeds {' '.join(map(str, args.seeds))}"
+        )
         write_results(args.name, command, rows, {"steps": STEPS, "temperatures": TEMPERATURES})
 
 

@@ -76,6 +76,7 @@ def _bakeoff() -> dict[str, str]:
         "bakeoff-frontier": bakeoff.against_seqkd(),
         "bakeoff-letters-winners": bakeoff.winners("toy_letters"),
         "bakeoff-smollm2": bakeoff.with_sampled("smollm2", bakeoff.real_table()),
+        "bakeoff-smollm2-seqkd": bakeoff.real_differences(),
         "bakeoff-smollm2-winners": bakeoff.winners("smollm2"),
     }
 
