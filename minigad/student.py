@@ -195,7 +195,7 @@ def _with_adapter(model: Any, config: GADConfig, adapter: str) -> Any:
 
 @contextmanager
 def _calling_peft() -> Iterator[None]:
-    """Say what to do where peft refuses an old release of torchao, which Colab has, even where it is not used."""
+    """Hide its notes, and say what to do where it refuses an old release of torchao, which Colab has, even where it is not used."""
     try:
         with without_notes():
             yield
