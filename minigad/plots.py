@@ -37,9 +37,10 @@ __all__ = [
     "show",
 ]
 
-# Okabe and Ito's palette: told apart with any colour vision. The four players keep their colours in every figure.
+# Okabe and Ito's palette, told apart with any colour vision, and two of Tol's. The four players keep their colours in every
+# figure; methods and parts have those that no player has.
 COLOURS = {"teacher": "#009E73", "student": "#0072B2", "discriminator": "#D55E00", "reference": "#7F7F7F"}
-METHOD_COLOURS = ["#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+METHOD_COLOURS = ["#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933"]
 MARKERS = "osD^vP"
 STYLES = ["-", "--", "-.", ":"]
 
@@ -144,8 +145,7 @@ def plot_frontier(
 ) -> Figure:
     """Draw a line a method through its (x, y, temperature) points, each point marked with its temperature."""
     figure, axes = _single(5)
-    for i, (method, points) in enumerate(curves.items()):
-        colour = COLOURS.get(method, METHOD_COLOURS[i % len(METHOD_COLOURS)])
+    for i, ((method, points), colour) in enumerate(zip(curves.items(), _colours(list(curves)), strict=True)):
         axes.plot(*list(zip(*points, strict=True))[:2], color=colour, marker=MARKERS[i % len(MARKERS)], label=method)
         for x, y, temperature in points:
             axes.annotate(f"{temperature:g}", (x, y), (4, 5), textcoords="offset points", fontsize="small")
@@ -279,7 +279,7 @@ def show(figure: Figure, alt: str) -> None:
 
 def _colours(labels: Sequence[str]) -> list[str]:
     """Give a label that begins with a player's name that player's colour, and each other label one that no player has."""
-    free = itertools.cycle([colour for colour in METHOD_COLOURS if colour not in COLOURS.values()])
+    free = itertools.cycle(METHOD_COLOURS)
     return [COLOURS.get(re.split(r"\W", label)[0]) or next(free) for label in labels]
 
 
@@ -288,7 +288,7 @@ def plot_1d(teacher: Tensor, students: dict[str, Tensor]) -> Figure:
     figure, axes = _single(4)
     axes.bar(range(len(teacher)), teacher.tolist(), width=0.9, color=COLOURS["teacher"], alpha=0.4, label="teacher")
     for i, (method, probabilities) in enumerate(students.items()):
-        axes.plot(probabilities.tolist(), STYLES[i % 4], color=METHOD_COLOURS[i % len(METHOD_COLOURS)], label=method)
+        axes.plot(probabilities.tolist(), STYLES[i % 4], color=_colours(list(students))[i], label=method)
     _labels(axes, "", "category", "probability")
     _legend(axes)
     return figure
@@ -302,7 +302,7 @@ def plot_checks(report: CheckReport) -> Figure:
     asked, dropped = np.array([f.asked_again for f in found]), np.array([f.dropped for f in found])
     kept = np.array([f.count for f in found]) - asked - dropped
     left = np.zeros(len(names))
-    for label, values, colour in (("kept", kept, 0), ("dropped", dropped, 1), ("asked again", asked, 4)):
+    for label, values, colour in (("kept", kept, 2), ("dropped", dropped, 4), ("asked again", asked, 1)):
         axes.barh(names, values, left=left, color=METHOD_COLOURS[colour], label=label)
         left += values
     for i, f in enumerate(found):

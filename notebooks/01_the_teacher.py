@@ -194,7 +194,7 @@ top = [word for word, _ in first_words[0].most_common(12)]
 
 figure = Figure(figsize=(9, 3), layout="constrained")
 axes = figure.subplots()
-colours = (COLOURS["teacher"], METHOD_COLOURS[2])  # those of the figure above
+colours = (COLOURS["teacher"], METHOD_COLOURS[0])  # those of the figure above
 for shift, counts, label, colour in zip((-0.2, 0.2), first_words, lengths, colours, strict=True):
     heights = [counts[word] / counts.total() for word in top]
     axes.bar([i + shift for i in range(12)], heights, width=0.4, color=colour, label=label)

@@ -398,7 +398,7 @@ def test_a_judge_that_cannot_be_reached_is_said_so(protocol, folder, judge, caps
     flags = ["--greedy", "--protocol", protocol, "--max-failures", "99"]
     assert run(folder, *flags) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the judge 'scripted' gave no answer to anything (prompt 1" in message and "no route to host" in message
+    assert "the judge 'scripted' gave no answer to anything (prompt " in message and "no route to host" in message
     assert "judge" not in read_run(folder / "run")["evaluation"]
 
 
