@@ -21,7 +21,7 @@ from results import Row, write_results
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from toy_letters import EQUAL_CPU_EPOCHS, SIZE, Bench
-from variants import IMPLICIT, STEPS, TEMPERATURES
+from variants import IMPLICIT, STEPS, TEMPERATURES, CrossEntropy
 
 from minigad.chat import Row as TextRow
 from minigad.config import GADConfig
@@ -129,11 +129,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reward on the last token": {"judge": Terminal},
     "scale / 3": {"discriminator_scale": 1 / 3},
     "scale x 3": {"discriminator_scale": 3.0},
+    "LoRA 2": {"rank": 2},
     "LoRA 2, rates x 3": {"rank": 2, "learning_rate": 3e-3, "discriminator_learning_rate": 1e-3},
     "LoRA 2, rates x 10": {"rank": 2, "learning_rate": 1e-2, "discriminator_learning_rate": 3e-3},
+    "LoRA 16": {"rank": 16},
     "LoRA 16, rates x 3": {"rank": 16, "learning_rate": 3e-3, "discriminator_learning_rate": 1e-3},
     "LoRA 16, rates x 10": {"rank": 16, "learning_rate": 1e-2, "discriminator_learning_rate": 3e-3},
     "from SODA": {"after_soda": True},
+    "400 steps": {"max_steps": 400},  # the toy preset, and what the 200-step runs say of it
+    "400 steps, student rate x 3": {"max_steps": 400, "learning_rate": 3e-3},
+    "400 steps, cross-entropy": {"max_steps": 400, "judge": CrossEntropy},
+    "400 steps, student rate x 3, cross-entropy": {"max_steps": 400, "learning_rate": 3e-3, "judge": CrossEntropy},
     "600 steps": {"max_steps": 600},
     "64 prompts a step": {"per_device_train_batch_size": 64},
 }

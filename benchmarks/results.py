@@ -118,9 +118,10 @@ def gather(name: str, parts: Sequence[str]) -> None:
     machines, commits = ({record[key] for record in records} for key in ("machine", "commit"))
     assert len(machines) == 1, machines
     rows = sorted((r for record in records for r in record["rows"]), key=lambda r: r["seed"])
-    head, _, _ = records[0]["command"].partition(" --seeds")
+    heads = list(dict.fromkeys(record["command"].partition(" --seeds")[0] for record in records))
     seeds = " ".join(str(seed) for seed in sorted({r["seed"] for r in rows}))
-    joined = {"command": f"{head} --seeds {seeds}", "commit": " and ".join(sorted(commits)), "rows": rows}
+    command = " && ".join(f"{head} --seeds {seeds}" for head in heads)
+    joined = {"command": command, "commit": " and ".join(sorted(commits)), "rows": rows}
     write_json(FOLDER / f"{name}.json", records[0] | joined)
     for part in parts:
         (FOLDER / f"{part}.json").unlink()
