@@ -17,6 +17,7 @@ from claims import interval
 from frontier import FRONTIER_BASE, frontier_gains
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from results import FOLDER, Row, mean_std, read_results, select, table
 
 from minigad import PRESETS
@@ -153,9 +154,12 @@ def with_sampled(world: str, markdown: str) -> str:
 def draw() -> Figure:
     """Both divergences of every method on both worlds; low and left is better. Hollow: sampled at the teacher's temperature."""
     figure = Figure(figsize=(11, 7), layout="constrained")
-    for i, (name, title) in enumerate([("toy_letters", "Letters language"), ("smollm2", "SmolLM2-135M")]):
-        axes, rows = figure.add_subplot(1, 2, i + 1), read_results(name)["rows"]
-        for k, method in enumerate(_methods(rows)):
+    worlds = {name: read_results(name)["rows"] for name in ("toy_letters", "smollm2")}
+    every = list(dict.fromkeys(method for rows in worlds.values() for method in _methods(rows)))
+    for i, ((name, rows), title) in enumerate(zip(worlds.items(), ("Letters language", "SmolLM2-135M"), strict=True)):
+        axes = figure.add_subplot(1, 2, i + 1)
+        for method in _methods(rows):
+            k = every.index(method)  # a method looks alike in both worlds
             look = {"color": METHOD_COLOURS[k % len(METHOD_COLOURS)], "marker": "osD^vPX*"[k % 8]}
             seconds = mean_std(_at_one(rows, method), "cpu_seconds")[0]
             _point(axes, _at_one(rows, method), look, f"{method}, {seconds:.0f} CPU seconds")
@@ -166,6 +170,9 @@ def draw() -> Figure:
         axes.set(title=title, xlabel="KL(teacher‖student), nats: what is missed", ylabel="KL(student‖teacher), nats: what is wrong")  # fmt: skip
         if name == "toy_letters":
             axes.set(xscale="log", yscale="log", xlim=(0.8, 15), ylim=(2.5, 60))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+                axis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3, which="both")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize="small", frameon=False)
     return figure
