@@ -193,17 +193,24 @@ def test_every_alarm_can_stop_a_run(name, tmp_path):
 
 
 def test_measured_games_are_told_apart():
-    """The healthy games of benchmarks/health.py set off nothing, the others do."""
+    """Of benchmarks/health.py's games the healthy set off nothing, idle ones length at most, and every sick one its own alarm."""
     record = json.loads((ROOT / "benchmarks" / "results" / "health.json").read_text())
-    spoken = {}
+    spoken: dict[str, list[set[str]]] = {}
     for row in record["rows"]:
         windows = row["metrics"]["windows"]
         found = {a.name for w in windows for a in alarms([windows[0]] * WINDOW, [w] * WINDOW)}
         spoken.setdefault(row["method"], []).append(found)
-    assert spoken.keys() >= {"gad-implicit", "gad-sequence", "frozen-sequence", "fast-student"}
-    assert not any(found for name in ("gad-implicit", "gad-sequence") for found in spoken[name])
-    assert all("reward hacking" in found for found in spoken["frozen-sequence"])
-    assert all(len(found) >= 3 for found in spoken["fast-student"])
+    assert {len(games) for games in spoken.values()} == {2}, "two seeds of each"
+    assert not any(spoken["gad-implicit"])
+    assert all(
+        found <= {"length decides"} for name in ("gad-sequence", "no-discriminator-warmup") for found in spoken[name]
+    )
+    own = {
+        "frozen-sequence": "reward hacking",
+        "fast-student": "far from the start",
+        "end-token-leak": "discriminator saturated",
+    }
+    assert all(alarm in found for name, alarm in own.items() for found in spoken[name])
 
 
 def test_an_alarm_is_said_once_or_stops_the_run(tmp_path, capsys):
