@@ -1,8 +1,11 @@
 """Shared by all tests: one thread, since several test processes on two cores would otherwise fight for them."""
 
+import signal
+
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
 
 
 def tiny_config(**changes):
