@@ -309,6 +309,7 @@ def plot_checks(report: CheckReport) -> Figure:
         axes.text(f.count, i, f" {f.count}", va="center", fontsize="small")
     title = f"{report.prompts} prompts read, {report.answers} answers looked at, {report.kept} rows kept"
     _labels(axes, title, "findings", "")
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlim(0, max([1, *left]) * 1.1)
     _legend(axes)
     return figure
