@@ -20,12 +20,14 @@ from health import health_table
 from results import FOLDER, counts_table, mean_std, read_results, select, table
 
 README = Path(__file__).parent.parent / "README.md"
-SURVIVING, BAKEOFF, CLAIMS, RECIPE = (
-    README.parent / "docs" / f"{name}.md" for name in ("surviving", "bakeoff", "claims", "recipe")
-)
+DOCS = README.parent / "docs"
 ONE_DIMENSION = ["kl_student_teacher", "kl_teacher_student", "sigma", "mass_on_modes", "cpu_seconds"]
 REAL = ["kl_student_teacher", "kl_teacher_student", "bayes_auc", "honest_auc", "mean_length", "cpu_seconds"]
 VS_TRL = ["seconds", "tokens_per_second", "peak_memory_gb", "times_trl_speed", "of_trl_memory"]
+IN_SHORT = {
+    "toy_letters": ["seqkd", "seqkd-equal-cpu", "soda", "gad-sequence", "gad-implicit", "frozen-implicit"],
+    "smollm2": ["base", "seqkd", "seqkd at T 0.7", "soda", "orpo-distill", "gad-sequence", "gad-implicit"],
+}
 LETTERS = ["validity", "kl_student_teacher", "kl_teacher_student", "entropy", "modes", "cpu_seconds"]
 
 
@@ -33,17 +35,27 @@ def render() -> dict[Path, dict[str, str]]:
     """Return each table's text, by page and name."""
     names = ("toy_1d", "toy_letters", "smollm2", "gpu", "vs_trl", "collect_rate", "growth")
     one, letters, real, gpu, trl, rate, grown = (read_results(name) for name in names)
+    over_seeds = "mean ± standard deviation over seeds"
     readme = {
-        "toy-1d": _source(one, "mean ± standard deviation over seeds") + table(one["rows"], ONE_DIMENSION),
-        "toy-letters": _source(letters, "mean ± standard deviation over seeds") + table(letters["rows"], LETTERS, 1.0),
-        "frontier": frontier_table(letters["rows"]),
-        "smollm2": _source(real, "mean ± standard deviation over seeds") + bakeoff.real_table(REAL),
+        "letters-short": _short("toy_letters", table(letters["rows"], ["validity", "modes", "cpu_seconds"], 1.0)),
+        "smollm2-short": _short(
+            "smollm2", bakeoff.real_table(["kl_student_teacher", "kl_teacher_student", "cpu_seconds"])
+        ),
         "gpu": _source(gpu, "one run") + _gpu_table(gpu),
+    }
+    results = {
+        "toy-1d": _source(one, over_seeds) + table(one["rows"], ONE_DIMENSION),
+        "toy-letters": _source(letters, over_seeds) + table(letters["rows"], LETTERS, 1.0),
+        "frontier": frontier_table(letters["rows"]),
+        "smollm2": _source(real, over_seeds) + bakeoff.real_table(REAL),
+    }
+    large = {
         "vs-trl": _source(trl, "mean ± standard deviation over repeats, numbered as seeds")
         + table(trl["rows"], VS_TRL),
         "growth": _source(grown, "means over repeats") + growth.growth_table(grown["rows"]),
-        "collect-rate": _source(rate, "mean ± standard deviation over rounds")
-        + table(rate["rows"], ["calls_a_second"]),
+    }
+    collecting = {
+        "collect-rate": _source(rate, "mean ± standard deviation over rounds") + table(rate["rows"], ["calls_a_second"])
     }
     made_by = {"kill": counts_table, "kill-smollm2-135m": counts_table, "soak": counts_table}
     rows_by = {"health": health_table, "audit": audit_table}
@@ -52,13 +64,23 @@ def render() -> dict[Path, dict[str, str]]:
     surviving |= {
         name: _source(records[name], "a value a seed") + make(records[name]["rows"]) for name, make in rows_by.items()
     }
-    return {
-        README: readme,
-        SURVIVING: surviving,
-        BAKEOFF: _bakeoff(),
-        CLAIMS: _claims(),
-        RECIPE: {"recipe": recipe_table()},
+    docs = {
+        "results": results,
+        "large-students": large,
+        "collecting": collecting,
+        "surviving": surviving,
+        "bakeoff": _bakeoff(),
+        "claims": _claims(),
+        "recipe": {"recipe": recipe_table()},
     }
+    return {README: readme} | {DOCS / f"{name}.md": tables for name, tables in docs.items()}
+
+
+def _short(name: str, markdown: str) -> str:
+    """Return the rows of a table that the README shows, in its order there."""
+    head, rule, *lines = markdown.splitlines()
+    rows = {line.removeprefix("| ").split(" | ")[0]: line for line in lines}
+    return "\n".join([head, rule, *(rows[method] for method in IN_SHORT[name])])
 
 
 def _claims() -> dict[str, str]:

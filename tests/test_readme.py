@@ -17,7 +17,7 @@ def test_readme_tables_are_those_of_the_results_files():
 
 
 def test_code_of_the_discriminator_as_a_tool_runs(tmp_path, monkeypatch, capsys):
-    """As it stands in the README, on a toy run of a few steps."""
+    """As it stands in docs/judging.md, on a toy run of a few steps."""
     from minigad import PRESETS, distill
 
     rows = [{"prompt": f"say {i}", "completion": f"you said {i}"} for i in range(40)]
@@ -29,7 +29,7 @@ def test_code_of_the_discriminator_as_a_tool_runs(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nq\n"))
     distill(config, "pairs.jsonl")
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## The discriminator as a tool")[1]
+    section = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8").split("## The discriminator as a tool")[1]
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
     said = capsys.readouterr().out
