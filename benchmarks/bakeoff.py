@@ -130,7 +130,7 @@ def completions_sampled(world: str, method: str) -> int:
         **dict.fromkeys(("teacher", "base", "seqkd", "seqkd-best", "seqkd-equal-cpu", "seqkd-cheating"), lambda: 0),
         **dict.fromkeys(("soda", "seqkd-on-surrogate"), lambda: rows),
         **dict.fromkeys(("gad-sequence", "gad-prefix", "frozen-sequence"), lambda: _played(head)),
-        **dict.fromkeys((f"{who}-implicit{how}" for who in ("gad", "frozen") for how in ("", "-sft", "-small")), lambda: _played(config)),
+        **dict.fromkeys((f"{who}-implicit{how}" for who in ("gad", "frozen") for how in ("", "-sft", "-small", "-fast")), lambda: _played(config)),
         "gad-after-soda": lambda: rows + _played(config),
         "orpo-distill": lambda: rows + round(rows / 2) * ((num_steps(orpo["epochs"], rows, batch) - 1) // max(1, round(rows / batch))),
         "dial": lambda: rounds["rounds"] * rounds["prompts_a_round"] * config.num_generations,
