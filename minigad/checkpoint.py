@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -41,6 +42,8 @@ __all__ = [
     "set_aside",
     "to_json",
     "verify",
+    "whole_folder",
+    "write_json",
     "write_synced",
     "write_whole",
 ]
@@ -314,6 +317,26 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, the whole file or nothing."""
+    write_whole(path, to_json(value))
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes the place of `folder` at the end, and of nothing if an error comes first."""
+    work = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        yield work
+        seal(work)
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
         raise
 
 

@@ -415,8 +415,8 @@ def _guess(args: argparse.Namespace) -> int:
 
 def _rerank(args: argparse.Namespace) -> int:
     from minigad.data import stream_prompts, write_jsonl
+    from minigad.players import load_players
     from minigad.reward import best_of_n
-    from minigad.run import load_players
 
     out = _out(args.out, ".jsonl")
     if args.num_generations < 1:
@@ -445,8 +445,8 @@ def _rerank(args: argparse.Namespace) -> int:
 
 def _filter(args: argparse.Namespace) -> int:
     from minigad.data import write_jsonl
+    from minigad.players import load_players
     from minigad.reward import filter_pairs
-    from minigad.run import load_players
 
     kept, dropped = _out(args.out, ".jsonl"), _out(args.dropped, ".jsonl")
     if kept == dropped:
@@ -471,7 +471,7 @@ def _out(name: str, ending: str) -> Path:
 
 def _diagnose(args: argparse.Namespace) -> int:
     from minigad.diagnose import diagnose
-    from minigad.run import read_run
+    from minigad.reading import read_run
 
     run = read_run(args.run)
     print(visible("\n".join(diagnose(run["metrics"], run["evaluation"]))))
@@ -486,7 +486,8 @@ def _merge(args: argparse.Namespace) -> int:
 
     from minigad.chat import encode
     from minigad.merge import merge, merging_loss
-    from minigad.run import load_student, read_run
+    from minigad.players import load_student
+    from minigad.reading import read_run
     from minigad.student import Student
 
     run = read_run(args.run)
@@ -510,8 +511,8 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from minigad.reading import read_run
     from minigad.report import write_report
-    from minigad.run import read_run
 
     read_run(args.run)
     print(visible(f"wrote {write_report(Path(args.run))}"))

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from minigad import run as run_module
-from minigad.checkpoint import newest
+from minigad.checkpoint import newest, write_json
 from minigad.collect import CollectSettings
 from minigad.config import PRESETS, UserError
+from minigad.players import load_players
+from minigad.reading import read_run
 from minigad.report import write_report
-from minigad.run import distill, load_players, read_run
+from minigad.run import distill
 from minigad.store import Store
 from minigad.teach import teach
 from minigad.teacher import ScriptedTeacher
@@ -166,6 +168,6 @@ def writes(folder: Path, stride: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_module.write_report = lambda folder: run_module.write_json(Path(folder) / "report.html", "page")
+    run_module.write_report = lambda folder: write_json(Path(folder) / "report.html", "page")
     mode, folder = sys.argv[1], Path(sys.argv[2])
     print(json.dumps(drive(folder) if mode == "drive" else writes(folder, int(sys.argv[3]))))

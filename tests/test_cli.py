@@ -10,7 +10,7 @@ import pytest
 from minigad import run as run_module
 from minigad.cli import main
 from minigad.data import write_jsonl
-from minigad.run import read_run
+from minigad.reading import read_run
 
 SMALL = [
     "--preset",

@@ -18,6 +18,7 @@ from minigad.config import PRESETS, UserError
 from minigad.diagnose import ALARMS, WINDOW, alarms, diagnose
 from minigad.discriminator import Discriminator
 from minigad.run import distill
+from minigad.run_directory import RunDirectory
 from minigad.student import Student
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 from minigad.train import discriminator_step
@@ -186,7 +187,7 @@ def test_every_alarm_is_silent_just_within_its_limit():
 
 @pytest.mark.parametrize("name", SICK)
 def test_every_alarm_can_stop_a_run(name, tmp_path):
-    run = run_module.RunDirectory(tmp_path / "run", CONFIG, {})
+    run = RunDirectory(tmp_path / "run", CONFIG, {})
     stream = [{**step, "step": i + 1} for i, step in enumerate(game({}) + game(SICK[name]))]
     with pytest.raises(UserError, match=f"stopped by an alarm, {name}, step "):
         list(run_module._watched(iter(stream), run, "stop"))
@@ -207,7 +208,7 @@ def test_measured_games_are_told_apart():
 
 
 def test_an_alarm_is_said_once_or_stops_the_run(tmp_path, capsys):
-    run = run_module.RunDirectory(tmp_path / "run", CONFIG, {})
+    run = RunDirectory(tmp_path / "run", CONFIG, {})
     stream = game({}) + [{**step, "step": step["step"] + WINDOW} for step in game(SICK["groups tied"], 3 * WINDOW)]
     assert len(list(run_module._watched(iter(stream), run, "warn"))) == 4 * WINDOW
     assert capsys.readouterr().err.count("alarm, groups tied") == 1
@@ -218,7 +219,7 @@ def test_an_alarm_is_said_once_or_stops_the_run(tmp_path, capsys):
 
 
 def test_a_resumed_run_remembers_how_its_game_began(tmp_path, capsys):
-    run = run_module.RunDirectory(tmp_path / "run", CONFIG, {})
+    run = RunDirectory(tmp_path / "run", CONFIG, {})
     stream = [{**step, "step": i + 1} for i, step in enumerate(game({}) + game(SICK["entropy collapse"]))]
     list(run.record(iter(stream[:80])))
     list(run_module._watched(iter(stream[80:]), run, "warn"))

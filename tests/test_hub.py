@@ -387,7 +387,7 @@ def test_two_at_once_convert_once(no_hub: list[list[str]], cache: Path, monkeypa
         convert_by_copy(gguf, folder)
 
     waiting = threading.Event()
-    monkeypatch.setattr(hub, "_say", lambda text: waiting.set() if "waiting" in text else None)
+    monkeypatch.setattr(hub, "say", lambda text: waiting.set() if "waiting" in text else None)
     monkeypatch.setattr(hub, "_convert", slow)
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(hub.resolve("smollm2-135m"))) for _ in range(2)]

@@ -15,7 +15,7 @@ import pytest
 
 from minigad import locking
 from minigad.config import UserError
-from minigad.run import lock
+from minigad.run_directory import lock
 from minigad.store import Store
 from minigad.teacher import Answer
 

@@ -10,7 +10,10 @@ from conftest import shake, tiny_config, tiny_folder, tiny_reader
 from minigad import run as run_module
 from minigad.config import PRESETS, UserError
 from minigad.discriminator import Discriminator
-from minigad.run import distill, load_players, read_run, save_discriminator, save_student
+from minigad.players import load_players, save_discriminator, save_student
+from minigad.reading import read_run
+from minigad.run import distill
+from minigad.run_directory import RunDirectory
 from minigad.student import Student
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 
@@ -125,7 +128,7 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(models, tmp_path):
 
 
 def test_a_run_without_a_game_has_no_discriminator_to_load(tmp_path):
-    run_module.RunDirectory(tmp_path, PRESETS["toy"], {"method": "seqkd"})
+    RunDirectory(tmp_path, PRESETS["toy"], {"method": "seqkd"})
     with pytest.raises(UserError, match=r"has no discriminator/ \(its method is 'seqkd'\)"):
         load_players(tmp_path)
 
