@@ -269,12 +269,19 @@ def load(path: Path) -> Checkpoint:
         data = _read(path / name)
         if entry != _entry(data):
             raise Damaged(f"{name} is not what was written: it has {len(data)} bytes or another SHA-256")
-        if name.endswith(".safetensors"):
-            tensors |= {f"{name[:-12]}/{inside}": tensor for inside, tensor in safetensors.torch.load(data).items()}
-        elif name == RECORD:
-            record = json.loads(data)
-            if not isinstance(record, dict):
-                raise Damaged(f"{RECORD} is no object")
+        try:
+            if name.endswith(".safetensors"):
+                tensors |= {f"{name[:-12]}/{inside}": tensor for inside, tensor in safetensors.torch.load(data).items()}
+            elif name == RECORD:
+                record = json.loads(data)
+        except (
+            safetensors.SafetensorError,
+            ValueError,
+            RecursionError,
+        ) as error:  # the hash is right, the content is not
+            raise Damaged(f"{name} cannot be read ({error})") from error
+    if not isinstance(record, dict):
+        raise Damaged(f"{RECORD} is no object")
     if lacking := [key for key in FIELDS if not isinstance(record.get(key), FIELDS[key])]:
         raise Damaged(f"{RECORD} is not there or lacks {', '.join(lacking)}")
     return Checkpoint(path, tensors, record)
@@ -335,8 +342,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         seal(work)
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
+        if type(error) is Exception or isinstance(error, safetensors.SafetensorError):  # tokenizers raises just that
+            raise OSError(str(error)) from error
         raise
 
 

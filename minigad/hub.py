@@ -312,6 +312,11 @@ def _build(target: Path, progress: bool) -> None:
         if target.exists():
             target.rename(work / "torn")
         (work / CONVERTED).rename(target)
+    except OSError as error:
+        raise UserError(
+            f"the model could not be written in {target.parent} ({error.strerror or error}); make room there, or set MINIGAD_CACHE "
+            "to another folder"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 import minigad
 from minigad.audit import Finding
 from minigad.chat import prompt_text
@@ -122,10 +120,10 @@ class RunDirectory:
         """Turn a failure to write into a UserError that says what is safe and what to do."""
         try:
             yield
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             safe = f"{self.saved.name} is safe" if self.saved else "no checkpoint was written yet"
             raise UserError(
-                f"{what} could not be written in {str(self.folder)!r} ({getattr(error, 'strerror', None) or error}); {safe}: make room "
+                f"{what} could not be written in {str(self.folder)!r} ({error.strerror or error}); {safe}: make room "
                 "or mend the permissions, then run the same command with --resume"
             ) from error
 

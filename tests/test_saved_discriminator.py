@@ -4,10 +4,12 @@ import json
 import math
 
 import pytest
+import safetensors
 import torch
 from conftest import shake, tiny_config, tiny_folder, tiny_reader
 
 from minigad import run as run_module
+from minigad.checkpoint import whole_folder
 from minigad.config import PRESETS, UserError
 from minigad.discriminator import Discriminator
 from minigad.players import load_players, save_discriminator, save_student
@@ -125,6 +127,25 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(models, tmp_path):
     (folder / "discriminator.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="holds no discriminator that can be read"):
         Discriminator.from_pretrained(folder, judge.student)
+
+
+@pytest.mark.parametrize("error", [Exception, safetensors.SafetensorError])
+def test_a_library_that_cannot_write_leaves_the_old_folder_and_says_what_to_do(error, tmp_path):
+    """tokenizers raises a bare Exception for a full disk, safetensors one of its own."""
+    run = RunDirectory(tmp_path / "run", PRESETS["toy"], {})
+    old = tmp_path / "run" / "student" / "tokenizer.json"
+    old.parent.mkdir()
+    old.write_text("old")
+    with (
+        pytest.raises(UserError, match=r"student could not be written .*No space left on device .*--resume"),
+        run.writing("student"),
+        whole_folder(old.parent) as work,
+    ):
+        work.mkdir()
+        (work / "tokenizer.json").write_text("ne")
+        raise error("No space left on device (os error 28)")
+    assert [path.name for path in old.parent.parent.iterdir() if path.is_dir()] == ["student"]
+    assert old.read_text() == "old"
 
 
 def test_a_run_without_a_game_has_no_discriminator_to_load(tmp_path):
