@@ -434,27 +434,36 @@ def test_a_manifest_cannot_lead_out_of_its_folder(finished, tmp_path):
 @pytest.mark.parametrize("harm", [{"phase": None}, {"step": "1"}, {"optimizers": {}}, {"random": []}])
 def test_a_state_that_verifies_but_lacks_something_is_damaged(harm, finished, tmp_path):
     newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))[-1]
-    seal(newer, json.loads((newer / "state.json").read_bytes()) | harm)
+    record = json.loads((newer / "state.json").read_bytes()) | harm
+    seal(newer, "state.json", json.dumps(record).encode())
     with pytest.raises(Damaged, match=f"state.json is not there or lacks {next(iter(harm))}"):
+        load(newer)
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "state.json"])
+def test_what_no_library_reads_is_damaged_though_its_hash_is_right(name, finished, tmp_path):
+    newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))[-1]
+    seal(newer, name, b"\xff" * 64)
+    with pytest.raises(Damaged, match=f"{name} cannot be read"):
         load(newer)
 
 
 def test_an_optimizer_of_another_library_is_refused(finished, tmp_path):
     newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))[-1]
     record = json.loads((newer / "state.json").read_bytes())
-    seal(newer, record | {"optimizers": [{"pairs": [["telepathy", 1]]}] * len(record["optimizers"])})
+    record |= {"optimizers": [{"pairs": [["telepathy", 1]]}] * len(record["optimizers"])}
+    seal(newer, "state.json", json.dumps(record).encode())
     student = Student.load(CONFIG, tokenizer=letters_tokenizer())
     state = State(student, Discriminator.load(CONFIG, student), load(newer))
     with pytest.raises(UserError, match="an optimizer or a random generator that these libraries do not read"):
         list(train.gad(student, state.discriminator, letters_dataset(16, 0), CONFIG, state=state))
 
 
-def seal(checkpoint: Path, record: dict) -> None:
-    """Write state.json, and a manifest that vouches for it."""
-    data = json.dumps(record).encode()
-    (checkpoint / "state.json").write_bytes(data)
+def seal(checkpoint: Path, name: str, data: bytes) -> None:
+    """Write a file of a checkpoint, and a manifest that vouches for it."""
+    (checkpoint / name).write_bytes(data)
     manifest = json.loads((checkpoint / MANIFEST).read_bytes())
-    manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (checkpoint / MANIFEST).write_text(json.dumps(manifest))
 
 
