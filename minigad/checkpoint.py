@@ -274,11 +274,7 @@ def load(path: Path) -> Checkpoint:
                 tensors |= {f"{name[:-12]}/{inside}": tensor for inside, tensor in safetensors.torch.load(data).items()}
             elif name == RECORD:
                 record = json.loads(data)
-        except (
-            safetensors.SafetensorError,
-            ValueError,
-            RecursionError,
-        ) as error:  # the hash is right, the content is not
+        except (safetensors.SafetensorError, ValueError, RecursionError) as error:  # though the hash is right
             raise Damaged(f"{name} cannot be read ({error})") from error
     if not isinstance(record, dict):
         raise Damaged(f"{RECORD} is no object")
