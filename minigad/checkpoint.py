@@ -371,6 +371,8 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise Damaged(f"{path.name} is not a file")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         raise Damaged(f"{path.name} cannot be read ({getattr(error, 'strerror', error)})") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,18 +31,38 @@ METHODS = ("gad", "seqkd", "soda")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status. What the user can mend is one sentence on stderr and status 2."""
+    _open_streams()
     args = _parser().parse_args(argv)
     try:
-        return args.command(args)
+        status = args.command(args)
+        sys.stdout.flush()
+        return status
     except (UserError, FloatingPointError) as error:
         print(visible(f"minigad: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minigad: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough; Python would complain again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:  # what a command knows more of, it says itself
         print(visible(f"minigad: error: {_unwritten(error)}"), file=sys.stderr)
         return 2
+
+
+def _open_streams() -> None:
+    """Make stdout and stderr take every text, also where the user closed them or their encoding lacks a character.
+
+    The number of a closed one is the next file's that is opened, and what is meant for the user would be written into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _unwritten(error: OSError) -> str:

@@ -44,16 +44,29 @@ def read_metrics(folder: str | Path) -> list[Metrics]:
 def read_json(path: Path) -> Any:
     """Read a JSON file of a run; UserError if it is damaged."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); restore it from a copy, or delete it if it can be missed"
         ) from error
 
 
+def _integer(digits: str) -> int | float:
+    """Read what is beyond 64 bits as a float, infinity maybe: no measure is so large, and arithmetic would raise on it."""
+    return int(digits) if len(digits) < 19 else float(digits)
+
+
 def check_links(folder: Path) -> None:
-    """Refuse links: what is written under their names would be written elsewhere. A student/ that lies elsewhere can be read."""
-    links = [path for path in folder.iterdir() if path.is_symlink()]
+    """Refuse links: what is written under their names would be written elsewhere. A student/ that lies elsewhere can be read.
+
+    And pipes and devices, at which a run would wait for ever.
+    """
+    there = sorted(folder.iterdir())
+    if odd := [path.name for path in there if path.exists() and not path.is_file() and not path.is_dir()]:
+        raise UserError(
+            f"run {str(folder)!r} holds pipes or devices ({', '.join(odd)}); delete them, or give another folder"
+        )
+    links = [path for path in there if path.is_symlink()]
     if names := sorted(path.name for path in links if path.name.startswith(".") or not path.is_dir()):
         raise UserError(
             f"run {str(folder)!r} holds links ({', '.join(names)}), through which a run would write outside it; put the files "
@@ -125,7 +138,7 @@ def _read_lines(path: Path, fields: Fields, numbers: bool = False) -> list[dict[
     rows = []
     for number, line in enumerate(complete, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_int=_integer)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: the line is damaged ({error}); delete it") from error
         rows.append(_checked(f"{path}:{number}", row, fields, numbers))

@@ -78,6 +78,7 @@ def distill(
         "train_rows": len(train),
         "heldout_rows": len(heldout),
         "data": _fingerprint(train),
+        "heldout_data": _fingerprint(heldout),  # the game's curves are measured on it
     }
     with lock(config.output_dir):
         run = RunDirectory(config.output_dir, config, details, resume=resume)

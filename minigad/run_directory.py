@@ -179,7 +179,7 @@ def _check_same_run(before: Any, now: dict[str, Any], folder: Path) -> None:
     changed = {name: (old[name], config[name]) for name in config if old[name] != config[name]}
     changed |= {
         name: (before.get(name), now.get(name))
-        for name in ("method", "models", "data", "processes")
+        for name in ("method", "models", "data", "heldout_data", "processes")
         if name in before and before[name] != now.get(name)
     }
     # More steps at a constant rate leave the past as it was.
