@@ -26,11 +26,11 @@ from hours import PAPER, PROMPTS, count, predict
 from results import COMMIT, machine
 
 from minigad.chat import encode_all, encode_prompt
+from minigad.checkpoint import write_json
 from minigad.config import GADConfig, read_recipe
 from minigad.discriminator import Discriminator
 from minigad.fit import ARCHITECTURES, NF4_BYTES, Architecture, adapter_parameters, memory_bill
 from minigad.rollout import Rollouts, generate
-from minigad.run import write_json
 from minigad.student import Student, _with_adapter, enable_gradient_checkpointing
 from minigad.toy.model import toy_tokenizer
 from minigad.train import discriminator_step, student_step

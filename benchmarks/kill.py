@@ -27,7 +27,8 @@ from results import Row, counts_table, machine, read_results, write_results
 
 from minigad.checkpoint import newest
 from minigad.config import PRESETS, GADConfig
-from minigad.run import distill, read_metrics, read_run
+from minigad.reading import read_metrics, read_run
+from minigad.run import distill
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 
 TIMES = {"step_time", "tokens_per_second"}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from minigad.run import write_json
+from minigad.checkpoint import write_json
 
 FOLDER = Path(__file__).parent / "results"
 Row = dict[str, Any]

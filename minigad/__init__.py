@@ -30,7 +30,7 @@ _EXPORTS = {
     "evaluate": "evaluate",
     "filter_pairs": "reward",
     "gad": "train",
-    "load_players": "run",
+    "load_players": "players",
     "load_pairs": "data",
     "seqkd": "train",
     "soda": "train",

@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -41,6 +42,8 @@ __all__ = [
     "set_aside",
     "to_json",
     "verify",
+    "whole_folder",
+    "write_json",
     "write_synced",
     "write_whole",
 ]
@@ -266,12 +269,15 @@ def load(path: Path) -> Checkpoint:
         data = _read(path / name)
         if entry != _entry(data):
             raise Damaged(f"{name} is not what was written: it has {len(data)} bytes or another SHA-256")
-        if name.endswith(".safetensors"):
-            tensors |= {f"{name[:-12]}/{inside}": tensor for inside, tensor in safetensors.torch.load(data).items()}
-        elif name == RECORD:
-            record = json.loads(data)
-            if not isinstance(record, dict):
-                raise Damaged(f"{RECORD} is no object")
+        try:
+            if name.endswith(".safetensors"):
+                tensors |= {f"{name[:-12]}/{inside}": tensor for inside, tensor in safetensors.torch.load(data).items()}
+            elif name == RECORD:
+                record = json.loads(data)
+        except (safetensors.SafetensorError, ValueError, RecursionError) as error:  # though the hash is right
+            raise Damaged(f"{name} cannot be read ({error})") from error
+    if not isinstance(record, dict):
+        raise Damaged(f"{RECORD} is no object")
     if lacking := [key for key in FIELDS if not isinstance(record.get(key), FIELDS[key])]:
         raise Damaged(f"{RECORD} is not there or lacks {', '.join(lacking)}")
     return Checkpoint(path, tensors, record)
@@ -317,6 +323,28 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, the whole file or nothing."""
+    write_whole(path, to_json(value))
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes the place of `folder` at the end, and of nothing if an error comes first."""
+    work = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        yield work
+        seal(work)
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if type(error) is Exception or isinstance(error, safetensors.SafetensorError):  # tokenizers raises just that
+            raise OSError(str(error)) from error
+        raise
+
+
 def to_json(value: Any, indent: int | None = 1) -> bytes:
     r"""Return JSON as UTF-8. Half of a surrogate pair, which UTF-8 cannot hold, becomes the escape \ud800 that JSON has."""
     return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace")
@@ -343,6 +371,8 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise Damaged(f"{path.name} is not a file")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         raise Damaged(f"{path.name} cannot be read ({getattr(error, 'strerror', error)})") from error

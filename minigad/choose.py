@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from minigad.checkpoint import Damaged, checkpoints, load
+from minigad.checkpoint import Damaged, checkpoints, load, write_json
 from minigad.config import GADConfig, UserError
 from minigad.data import group_by_prompt, load_pairs, stream_prompts
 from minigad.evaluate import MIN_PROMPTS, evaluate
 from minigad.judge import PROTOCOLS
 from minigad.judging import Jury, bench_of, dry_run, judged, jury_of, load_run, text_key
 from minigad.memory import explained
+from minigad.players import load_student, save_student
 from minigad.report import write_report
-from minigad.run import load_student, save_student, write_json
 from minigad.sources import short
 from minigad.store import Store
 from minigad.student import Student

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,18 +31,38 @@ METHODS = ("gad", "seqkd", "soda")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status. What the user can mend is one sentence on stderr and status 2."""
+    _open_streams()
     args = _parser().parse_args(argv)
     try:
-        return args.command(args)
+        status = args.command(args)
+        sys.stdout.flush()
+        return status
     except (UserError, FloatingPointError) as error:
         print(visible(f"minigad: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minigad: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough; Python would complain again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:  # what a command knows more of, it says itself
         print(visible(f"minigad: error: {_unwritten(error)}"), file=sys.stderr)
         return 2
+
+
+def _open_streams() -> None:
+    """Make stdout and stderr take every text, also where the user closed them or their encoding lacks a character.
+
+    The number of a closed one is the next file's that is opened, and what is meant for the user would be written into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _unwritten(error: OSError) -> str:
@@ -415,8 +437,8 @@ def _guess(args: argparse.Namespace) -> int:
 
 def _rerank(args: argparse.Namespace) -> int:
     from minigad.data import stream_prompts, write_jsonl
+    from minigad.players import load_players
     from minigad.reward import best_of_n
-    from minigad.run import load_players
 
     out = _out(args.out, ".jsonl")
     if args.num_generations < 1:
@@ -445,8 +467,8 @@ def _rerank(args: argparse.Namespace) -> int:
 
 def _filter(args: argparse.Namespace) -> int:
     from minigad.data import write_jsonl
+    from minigad.players import load_players
     from minigad.reward import filter_pairs
-    from minigad.run import load_players
 
     kept, dropped = _out(args.out, ".jsonl"), _out(args.dropped, ".jsonl")
     if kept == dropped:
@@ -471,7 +493,7 @@ def _out(name: str, ending: str) -> Path:
 
 def _diagnose(args: argparse.Namespace) -> int:
     from minigad.diagnose import diagnose
-    from minigad.run import read_run
+    from minigad.reading import read_run
 
     run = read_run(args.run)
     print(visible("\n".join(diagnose(run["metrics"], run["evaluation"]))))
@@ -486,7 +508,8 @@ def _merge(args: argparse.Namespace) -> int:
 
     from minigad.chat import encode
     from minigad.merge import merge, merging_loss
-    from minigad.run import load_student, read_run
+    from minigad.players import load_student
+    from minigad.reading import read_run
     from minigad.student import Student
 
     run = read_run(args.run)
@@ -510,8 +533,8 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from minigad.reading import read_run
     from minigad.report import write_report
-    from minigad.run import read_run
 
     read_run(args.run)
     print(visible(f"wrote {write_report(Path(args.run))}"))

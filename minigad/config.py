@@ -23,6 +23,7 @@ __all__ = [
     "preset_for",
     "read_recipe",
     "recipe_settings",
+    "say",
     "visible",
 ]
 
@@ -34,6 +35,11 @@ HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e
 def visible(text: str) -> str:
     """Write out the characters of a text that would act on a terminal or a page instead of being shown: ESC as ⟨U+001B⟩."""
     return HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, in minigad's name."""
+    print(f"minigad: {visible(text)}", file=sys.stderr)
 
 
 class UserError(ValueError):

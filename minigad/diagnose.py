@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from minigad.chat import Row
 from minigad.checkpoint import State, to_json, write_synced
+from minigad.metrics import Metrics
 
 __all__ = ["ALARMS", "Alarm", "alarms", "diagnose", "dump_batch", "not_finite"]
 
@@ -38,9 +39,6 @@ class Alarm(NamedTuple):
     name: str
     step: int
     words: str
-
-
-Metrics = dict[str, Any]
 
 
 # --- not finite ---

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from minigad.attribution import Attribution, colour_limit
 from minigad.config import UserError, visible
 from minigad.markup import LEGEND, coloured, escape
+from minigad.reading import read_run
 
 __all__ = ["Question", "Result", "game_page", "interval", "play", "questions", "which_is_the_teacher"]
 
@@ -87,8 +88,6 @@ def questions(run: str | Path, num_questions: int = NUM_QUESTIONS, seed: int = 0
     Texts are as the discriminator read them: the teacher's is cut where the student must stop, else length would tell.
     Pairs of equal texts are left out, and counted. Raises UserError if nothing is left.
     """
-    from minigad.run import read_run
-
     if num_questions < 1:
         raise UserError(f"num_questions is {num_questions}; give at least 1")
     evaluation = read_run(run)["evaluation"]

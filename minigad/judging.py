@@ -14,6 +14,7 @@ import numpy as np
 
 from minigad.attribution import judged as seen_by
 from minigad.chat import Prompt, prompt_text
+from minigad.checkpoint import write_json
 from minigad.checks import prompt_classes
 from minigad.collect import CollectSettings, Summary, estimate_tokens
 from minigad.config import GADConfig, UserError
@@ -33,8 +34,9 @@ from minigad.judge import (
 )
 from minigad.memory import explained
 from minigad.outputs import check_outputs, read_outputs, write_alpaca_eval, write_harness_task
+from minigad.players import load_discriminator, load_student
+from minigad.reading import read_json, read_run
 from minigad.report import write_report
-from minigad.run import load_discriminator, load_student, read_json, read_run, write_json
 from minigad.sources import short
 from minigad.stats import holm
 from minigad.store import Store

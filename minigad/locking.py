@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigad.config import visible
+from minigad.config import say
 
 __all__ = ["can_lock", "held", "warn_without_locks"]
 
@@ -58,7 +57,4 @@ def can_lock(folder: str | os.PathLike[str]) -> bool:
 
 def warn_without_locks(folder: Path) -> None:
     """Say that nothing keeps a second process out."""
-    print(
-        visible(f"minigad: {folder} is on a file system without locks: see that no second process writes there"),
-        file=sys.stderr,
-    )
+    say(f"{folder} is on a file system without locks: see that no second process writes there")

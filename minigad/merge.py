@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from minigad.chat import Row
+from minigad.checkpoint import whole_folder
 from minigad.config import UserError
 from minigad.model import LanguageModel, lora_layers, merged_linear, plain_weight
 from minigad.quiet import progress_bars
-from minigad.run import whole_folder
 from minigad.student import Student
 
 __all__ = ["merge", "merging_loss"]

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minigad.checkpoint import write_json
 from minigad.config import UserError
 from minigad.data import write_jsonl
-from minigad.run import write_json
 from minigad.sources import object_of, read_rows, short
 
 __all__ = ["check_outputs", "read_outputs", "write_alpaca_eval", "write_harness_task"]

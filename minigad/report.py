@@ -18,6 +18,7 @@ from minigad.config import GADConfig
 from minigad.diagnose import diagnose
 from minigad.markup import LEGEND, coloured
 from minigad.markup import escape as _text
+from minigad.reading import read_run
 
 __all__ = ["write_report"]
 
@@ -59,8 +60,6 @@ def write_report(folder: str | Path) -> Path:
 
     One file with its figures inside, no script, no link. Shows what is there and names what is missing.
     """
-    from minigad.run import read_run  # run imports this module
-
     path = Path(folder) / "report.html"
     write_whole(path, _page(read_run(folder)).encode("utf-8"))
     return path

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from minigad import run as run_module
-from minigad.checkpoint import newest
+from minigad.checkpoint import newest, write_json
 from minigad.collect import CollectSettings
 from minigad.config import PRESETS, UserError
+from minigad.players import load_players
+from minigad.reading import read_run
 from minigad.report import write_report
-from minigad.run import distill, load_players, read_run
+from minigad.run import distill
 from minigad.store import Store
 from minigad.teach import teach
 from minigad.teacher import ScriptedTeacher
@@ -143,14 +145,16 @@ def writes(folder: Path, stride: int) -> dict[str, Any]:
     poor(folder / "counted")
     play(shutil.copytree(begun, folder / "counted"))
     calls = C.poor_disk_calls()
-    wrong, said, spared = [], [], 0
+    wrong, said, spared = [], [], []
     for at in range(0, calls, stride):
         run = shutil.copytree(begun, folder / f"run-{at}")
         error = (28, 13, 5)[at // stride % 3]  # no space, no permission, input/output error
         poor(run, at=at, error=error)
         try:
             play(run)
-            spared += 1  # a call that a run can do without, such as the trial of a lock
+            spared.append(
+                at
+            )  # a call that a run can do without, such as the trial of a lock, or a folder that is there
         except UserError as failure:
             said.append(str(failure))
         except BaseException as failure:
@@ -159,13 +163,14 @@ def writes(folder: Path, stride: int) -> dict[str, Any]:
         found, skipped = newest(run)
         if found is None or skipped:
             wrong.append(f"{at}: {skipped}")
-        if at % (4 * stride) == 0 and outcome(play(run)) != whole:
+        ended = at in spared
+        if (ended or at % (4 * stride) == 0) and outcome(run if ended else play(run)) != whole:
             wrong.append(f"{at}: another outcome")
         shutil.rmtree(run)
     return {"calls": calls, "wrong": wrong, "said": said, "spared": spared}
 
 
 if __name__ == "__main__":
-    run_module.write_report = lambda folder: run_module.write_json(Path(folder) / "report.html", "page")
+    run_module.write_report = lambda folder: write_json(Path(folder) / "report.html", "page")
     mode, folder = sys.argv[1], Path(sys.argv[2])
     print(json.dumps(drive(folder) if mode == "drive" else writes(folder, int(sys.argv[3]))))

@@ -10,7 +10,7 @@ import pytest
 from minigad import run as run_module
 from minigad.cli import main
 from minigad.data import write_jsonl
-from minigad.run import read_run
+from minigad.reading import read_run
 
 SMALL = [
     "--preset",
@@ -286,15 +286,20 @@ def full_disk(*args, **options):
     raise OSError(28, "No space left on device")
 
 
+def full_disk_as_tokenizers_says_it(*args, **options):
+    raise Exception("No space left on device (os error 28)")
+
+
 def test_merge_writes_plain_weights_says_what_they_cost_and_refuses_what_it_cannot_merge(
     pairs, tmp_path, monkeypatch, capsys
 ):
     run, plain = tmp_path / "run", tmp_path / "plain"
     assert distill(pairs, run, "--method", "seqkd", "--seqkd-epochs", "1", "--lora-r", "4") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full_disk)
-        assert main(["merge", str(run), "--out", str(plain), "--dtype", "float32"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    for full in (full_disk, full_disk_as_tokenizers_says_it):
+        with monkeypatch.context() as patch:
+            patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+            assert main(["merge", str(run), "--out", str(plain), "--dtype", "float32"]) == 2
+        assert "No space left on device" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "run"]
     assert main(["merge", str(run), "--out", str(plain), "--dtype", "float32"]) == 0
     assert "log p moved by 0.0000 nats a token" in capsys.readouterr().out

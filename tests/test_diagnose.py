@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minigad import audit as audit_module
-from minigad import diagnose as diagnose_module
+from minigad import diagnose as d
 from minigad import run as run_module
 from minigad import step as step_module
 from minigad import train
@@ -18,6 +18,7 @@ from minigad.config import PRESETS, UserError
 from minigad.diagnose import ALARMS, WINDOW, alarms, diagnose
 from minigad.discriminator import Discriminator
 from minigad.run import distill
+from minigad.run_directory import RunDirectory
 from minigad.student import Student
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 from minigad.train import discriminator_step
@@ -159,34 +160,39 @@ def test_every_alarm_has_a_game_that_sets_it_off_alone():
     assert alarms(bare, bare) == []  # what was not measured cannot be alarming
 
 
-def test_every_alarm_is_silent_just_within_its_limit():
-    d = diagnose_module
-    within = {
-        "discriminator saturated": [
-            {"discriminator/accuracy": d.SATURATED - 1e-6, "discriminator/accuracy_eval": 0.95}
-        ],
-        "discriminator overfitted": [{"discriminator/accuracy": 0.6 + d.OVERFITTED - 1e-6}],
-        "identical text": [{"discriminator/identical_text_gap": d.IDENTICAL_GAP}],
-        "reward hacking": [
-            {"reward": 2.0, "nll_eval": 1.0 + d.HACKED_NLL - 1e-6},
-            {"reward": -2.0, "nll_eval": 2.0},  # worse, but nobody is rewarded for it
-            {"discriminator/accuracy": d.OUTSCORED + 1e-6, "discriminator/accuracy_eval": d.OUTSCORED},
-        ],
-        "length drift": [{"completions/mean_length": length} for length in (12.99, 7.7)],
-        "length decides": [{"discriminator/length_corr": sign * (d.LENGTH_CORRELATION - 1e-6)} for sign in (1, -1)],
-        "entropy collapse": [{"entropy": d.ENTROPY_LEFT + 1e-6}],
-        "groups tied": [{"frac_reward_zero_std": d.TIED - 1e-6}],
-        "far from the start": [{"kl": d.KL_LIMIT - 1e-6}],
-    }
-    assert within.keys() == ALARMS.keys()
-    for cases in within.values():
-        for changes in cases:
-            assert alarms(game({}), game(changes)) == [], changes
+# alarm, limit, side of it that is alarming (1: above), steps whose measure lies at x
+EDGES = [
+    (
+        "discriminator saturated",
+        d.SATURATED,
+        1,
+        lambda x: {"discriminator/accuracy": x, "discriminator/accuracy_eval": x},
+    ),
+    ("discriminator overfitted", d.OVERFITTED, 1, lambda x: {"discriminator/accuracy": 0.6 + x}),
+    ("identical text", d.IDENTICAL_GAP, 1, lambda x: {"discriminator/identical_text_gap": x}),
+    ("reward hacking", d.HACKED_NLL, 1, lambda x: {"reward": 2.0, "nll_eval": 1.0 + x}),
+    ("reward hacking", 0.0, 1, lambda x: {"reward": x, "nll_eval": 2.0}),  # worse, but is anybody rewarded for it?
+    ("reward hacking", d.OUTSCORED, -1, lambda x: {"discriminator/accuracy": x, "discriminator/accuracy_eval": x}),
+    ("length drift", d.LENGTH_DRIFT, 1, lambda x: {"completions/mean_length": 10.0 * x}),
+    ("length drift", d.LENGTH_DRIFT, 1, lambda x: {"completions/mean_length": 10.0 / x}),
+    ("length decides", d.LENGTH_CORRELATION, 1, lambda x: {"discriminator/length_corr": x}),
+    ("length decides", -d.LENGTH_CORRELATION, -1, lambda x: {"discriminator/length_corr": x}),
+    ("entropy collapse", d.ENTROPY_LEFT, -1, lambda x: {"entropy": x}),
+    ("groups tied", d.TIED, 1, lambda x: {"frac_reward_zero_std": x}),
+    ("far from the start", d.KL_LIMIT, 1, lambda x: {"kl": x}),
+]
+
+
+@pytest.mark.parametrize(("name", "limit", "side", "at"), EDGES)
+def test_every_alarm_is_silent_just_within_its_limit_and_speaks_just_beyond(name, limit, side, at):
+    assert {edge[0] for edge in EDGES} == ALARMS.keys()
+    assert alarms(game({}), game(at(limit - side * 1e-7))) == []
+    assert [alarm.name for alarm in alarms(game({}), game(at(limit + side * 1e-7)))] == [name]
 
 
 @pytest.mark.parametrize("name", SICK)
 def test_every_alarm_can_stop_a_run(name, tmp_path):
-    run = run_module.RunDirectory(tmp_path / "run", CONFIG, {})
+    run = RunDirectory(tmp_path / "run", CONFIG, {})
     stream = [{**step, "step": i + 1} for i, step in enumerate(game({}) + game(SICK[name]))]
     with pytest.raises(UserError, match=f"stopped by an alarm, {name}, step "):
         list(run_module._watched(iter(stream), run, "stop"))
@@ -214,7 +220,7 @@ def test_measured_games_are_told_apart():
 
 
 def test_an_alarm_is_said_once_or_stops_the_run(tmp_path, capsys):
-    run = run_module.RunDirectory(tmp_path / "run", CONFIG, {})
+    run = RunDirectory(tmp_path / "run", CONFIG, {})
     stream = game({}) + [{**step, "step": step["step"] + WINDOW} for step in game(SICK["groups tied"], 3 * WINDOW)]
     assert len(list(run_module._watched(iter(stream), run, "warn"))) == 4 * WINDOW
     assert capsys.readouterr().err.count("alarm, groups tied") == 1
@@ -225,7 +231,7 @@ def test_an_alarm_is_said_once_or_stops_the_run(tmp_path, capsys):
 
 
 def test_a_resumed_run_remembers_how_its_game_began(tmp_path, capsys):
-    run = run_module.RunDirectory(tmp_path / "run", CONFIG, {})
+    run = RunDirectory(tmp_path / "run", CONFIG, {})
     stream = [{**step, "step": i + 1} for i, step in enumerate(game({}) + game(SICK["entropy collapse"]))]
     list(run.record(iter(stream[:80])))
     list(run_module._watched(iter(stream[80:]), run, "warn"))

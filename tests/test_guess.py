@@ -19,7 +19,7 @@ from minigad.attribution import Attribution
 from minigad.cli import main
 from minigad.config import GADConfig, UserError
 from minigad.guess import Question, Result, framed, game_page, interval, play, questions, which_is_the_teacher
-from minigad.run import RunDirectory
+from minigad.run_directory import RunDirectory
 
 HOSTILE = (
     "<script>alert(1)</script></article></script> \"quoted\" 'it' \u202eevil \x1b[31m <img src=http://x.example/a.png>"

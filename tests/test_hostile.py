@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minigad.checkpoint import MANIFEST, Damaged, load
+from minigad.checkpoint import MANIFEST, Damaged, load, write_json
 from minigad.config import GADConfig, UserError, get_preset, make_config, visible
 from minigad.data import load_pairs
 from minigad.diagnose import diagnose
+from minigad.reading import read_run
 from minigad.report import write_report
-from minigad.run import RunDirectory, read_run, write_json
+from minigad.run_directory import RunDirectory
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "hostile-inputs.md"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

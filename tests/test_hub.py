@@ -338,6 +338,19 @@ def test_a_crash_leaves_no_target(cache: Path, monkeypatch: pytest.MonkeyPatch, 
     assert (hub.resolve("smollm2-135m") / hub.MANIFEST).is_file()
 
 
+@pytest.mark.usefixtures("no_hub")
+def test_a_full_cache_is_said_with_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub, "_convert", full)
+    with pytest.raises(
+        UserError, match=r"could not be written in .*\(No space left on device\); make room there, or set MINIGAD_CACHE"
+    ):
+        hub.resolve("smollm2-135m")
+    assert leftovers(cache) == []
+
+
 def test_what_a_killed_process_left_is_swept(no_hub: list[list[str]], cache: Path) -> None:
     """No `finally` runs after kill -9, and a half-made conversion is half a gigabyte."""
     make_model_folder(cache / f".{hub.CONVERTED}-dead" / hub.CONVERTED)
@@ -387,7 +400,7 @@ def test_two_at_once_convert_once(no_hub: list[list[str]], cache: Path, monkeypa
         convert_by_copy(gguf, folder)
 
     waiting = threading.Event()
-    monkeypatch.setattr(hub, "_say", lambda text: waiting.set() if "waiting" in text else None)
+    monkeypatch.setattr(hub, "say", lambda text: waiting.set() if "waiting" in text else None)
     monkeypatch.setattr(hub, "_convert", slow)
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(hub.resolve("smollm2-135m"))) for _ in range(2)]

@@ -21,7 +21,8 @@ from minigad.config import GADConfig
 from minigad.data import write_jsonl
 from minigad.evaluate import evaluate, words_of
 from minigad.judge import RATING
-from minigad.run import distill, read_run
+from minigad.reading import read_run
+from minigad.run import distill
 from minigad.stats import agreement
 from minigad.teacher import TeacherError
 

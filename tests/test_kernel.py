@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minigad.run import read_run
+from minigad.reading import read_run
 
 ROOT = Path(__file__).parent.parent
 SETUP = """

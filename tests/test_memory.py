@@ -11,7 +11,8 @@ from minigad.config import PRESETS, UserError
 from minigad.discriminator import Discriminator
 from minigad.fit import shortage
 from minigad.model import LanguageModel
-from minigad.run import _measure, distill, read_run
+from minigad.reading import read_run
+from minigad.run import _measure, distill
 from minigad.student import Student
 from minigad.train import discriminator_step, fit_teacher_text, gad, soda, student_step
 

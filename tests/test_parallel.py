@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from minigad import parallel, train
 from minigad.config import UserError
 from minigad.data import write_jsonl
-from minigad.run import read_run
+from minigad.reading import read_run
 from minigad.student import _check_sharding
 from minigad.toy.letters import letters_dataset
 from minigad.toy.model import toy_tokenizer

@@ -15,7 +15,7 @@ import pytest
 
 from minigad import locking
 from minigad.config import UserError
-from minigad.run import lock
+from minigad.run_directory import lock
 from minigad.store import Store
 from minigad.teacher import Answer
 
@@ -61,7 +61,7 @@ def failing_writes(poor, folder, stride):
     found, _ = poor("writes", folder, stride)
     assert found["calls"] > 100
     assert not found["wrong"]
-    assert found["spared"] <= 4 < len(found["said"])
+    assert 0 < 2 * len(found["spared"]) < len(found["said"])  # those ended as if nothing had failed
     reasons = ("No space left on device", "Permission denied", "Input/output error")
     for said in found["said"]:
         assert any(reason in said for reason in reasons), said
@@ -78,8 +78,11 @@ def test_every_seventh_call_that_writes_fails(poor, tmp_path):
 def test_every_call_that_writes_fails_in_turn(poor, tmp_path):
     """All of them: opens, writes (half done), syncs, renames, folders, truncations, of every library in the process."""
     found = failing_writes(poor, tmp_path, 1)
-    assert len(found["said"]) + found["spared"] == found["calls"]
-    print(f"{found['calls']} calls failed in turn, each in a sentence; the checkpoint before always loaded")
+    said, spared = len(found["said"]), len(found["spared"])
+    assert said + spared == found["calls"]
+    print(
+        f"{found['calls']} calls failed in turn: {said} ended in a sentence, {spared} did no harm; the checkpoint before always loaded"
+    )
 
 
 @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL])

@@ -13,7 +13,8 @@ from minigad.config import PRESETS, GADConfig, UserError
 from minigad.discriminator import Discriminator
 from minigad.losses import sft_loss
 from minigad.precision import MAX_SKIPPED, LossScale, choose_dtype, settled
-from minigad.run import distill, read_run
+from minigad.reading import read_run
+from minigad.run import distill
 from minigad.student import Student
 from minigad.train import fit_teacher_text, gad
 

@@ -10,7 +10,7 @@ import torch
 from minigad.config import GADConfig, UserError
 from minigad.plots import plot_1d, plot_frontier, plot_lengths, plot_run
 from minigad.report import write_report
-from minigad.run import RunDirectory
+from minigad.run_directory import RunDirectory
 
 HOSTILE = (
     '<script>alert(1)</script> **bold** "quoted" \u202eevil\u202c \x1b[31m \ud800 <img src=http://x.example/a.png>'

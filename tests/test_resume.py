@@ -16,11 +16,14 @@ import pytest
 import torch
 
 from minigad import run as run_module
-from minigad import train
+from minigad import run_directory, train
 from minigad.checkpoint import MANIFEST, Damaged, State, load, newest, save
 from minigad.config import PRESETS, UserError
 from minigad.discriminator import Discriminator
-from minigad.run import RunDirectory, distill, load_players, lock, read_run
+from minigad.players import load_players
+from minigad.reading import read_run
+from minigad.run import distill
+from minigad.run_directory import RunDirectory, lock
 from minigad.student import Student
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 
@@ -225,12 +228,12 @@ def test_each_setting_is_free_or_refused_by_name(name, tmp_path, capsys):
     before = (tmp_path / "run" / "config.json").read_bytes()
     changed = dataclasses.asdict(CONFIG) | {name: other(getattr(CONFIG, name))}
     now = run.about | {"config": changed}
-    if name in run_module.FREE:
-        run_module._check_same_run(json.loads(before), now, run.folder)
+    if name in run_directory.FREE:
+        run_directory._check_same_run(json.loads(before), now, run.folder)
         assert f"changed since the run began: {name} (" in capsys.readouterr().err
     else:
         with pytest.raises(UserError, match=rf"made with other settings: {name} \(.* then, .* now\); put them back"):
-            run_module._check_same_run(json.loads(before), now, run.folder)
+            run_directory._check_same_run(json.loads(before), now, run.folder)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
@@ -250,10 +253,10 @@ def test_a_run_of_another_version_is_named(tmp_path):
     defaults = dataclasses.asdict(PRESETS["toy"])
     lacking = {name: value for name, value in record["config"].items() if name != "shared_prompts"}
     assert defaults["shared_prompts"] == CONFIG.shared_prompts
-    run_module._check_same_run(record | {"config": lacking}, run.about, run.folder)
+    run_directory._check_same_run(record | {"config": lacking}, run.about, run.folder)
     newer = record | {"minigad": "9.0", "config": record["config"] | {"telepathy": 0.5}}
     with pytest.raises(UserError, match=r"begun by minigad 9.0, whose settings telepathy this one .* does not have"):
-        run_module._check_same_run(newer, run.about, run.folder)
+        run_directory._check_same_run(newer, run.about, run.folder)
 
 
 @pytest.mark.parametrize("name", ["student", "discriminator", "metrics.jsonl", "samples.jsonl", "report.html"])
@@ -431,27 +434,36 @@ def test_a_manifest_cannot_lead_out_of_its_folder(finished, tmp_path):
 @pytest.mark.parametrize("harm", [{"phase": None}, {"step": "1"}, {"optimizers": {}}, {"random": []}])
 def test_a_state_that_verifies_but_lacks_something_is_damaged(harm, finished, tmp_path):
     newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))[-1]
-    seal(newer, json.loads((newer / "state.json").read_bytes()) | harm)
+    record = json.loads((newer / "state.json").read_bytes()) | harm
+    seal(newer, "state.json", json.dumps(record).encode())
     with pytest.raises(Damaged, match=f"state.json is not there or lacks {next(iter(harm))}"):
+        load(newer)
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "state.json"])
+def test_what_no_library_reads_is_damaged_though_its_hash_is_right(name, finished, tmp_path):
+    newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))[-1]
+    seal(newer, name, b"\xff" * 64)
+    with pytest.raises(Damaged, match=f"{name} cannot be read"):
         load(newer)
 
 
 def test_an_optimizer_of_another_library_is_refused(finished, tmp_path):
     newer = checkpoints(shutil.copytree(finished, tmp_path / "run"))[-1]
     record = json.loads((newer / "state.json").read_bytes())
-    seal(newer, record | {"optimizers": [{"pairs": [["telepathy", 1]]}] * len(record["optimizers"])})
+    record |= {"optimizers": [{"pairs": [["telepathy", 1]]}] * len(record["optimizers"])}
+    seal(newer, "state.json", json.dumps(record).encode())
     student = Student.load(CONFIG, tokenizer=letters_tokenizer())
     state = State(student, Discriminator.load(CONFIG, student), load(newer))
     with pytest.raises(UserError, match="an optimizer or a random generator that these libraries do not read"):
         list(train.gad(student, state.discriminator, letters_dataset(16, 0), CONFIG, state=state))
 
 
-def seal(checkpoint: Path, record: dict) -> None:
-    """Write state.json, and a manifest that vouches for it."""
-    data = json.dumps(record).encode()
-    (checkpoint / "state.json").write_bytes(data)
+def seal(checkpoint: Path, name: str, data: bytes) -> None:
+    """Write a file of a checkpoint, and a manifest that vouches for it."""
+    (checkpoint / name).write_bytes(data)
     manifest = json.loads((checkpoint / MANIFEST).read_bytes())
-    manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (checkpoint / MANIFEST).write_text(json.dumps(manifest))
 
 

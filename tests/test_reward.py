@@ -11,8 +11,9 @@ from datasets import Dataset
 from minigad.cli import main
 from minigad.config import UserError
 from minigad.discriminator import Discriminator
+from minigad.players import save_discriminator, save_student
 from minigad.reward import as_reward_function, best_of_n, filter_pairs, score_texts
-from minigad.run import RunDirectory, save_discriminator, save_student
+from minigad.run_directory import RunDirectory
 from minigad.student import Student
 
 

@@ -4,13 +4,18 @@ import json
 import math
 
 import pytest
+import safetensors
 import torch
 from conftest import shake, tiny_config, tiny_folder, tiny_reader
 
 from minigad import run as run_module
+from minigad.checkpoint import whole_folder
 from minigad.config import PRESETS, UserError
 from minigad.discriminator import Discriminator
-from minigad.run import distill, load_players, read_run, save_discriminator, save_student
+from minigad.players import load_players, save_discriminator, save_student
+from minigad.reading import read_run
+from minigad.run import distill
+from minigad.run_directory import RunDirectory
 from minigad.student import Student
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 
@@ -124,8 +129,27 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(models, tmp_path):
         Discriminator.from_pretrained(folder, judge.student)
 
 
+@pytest.mark.parametrize("error", [Exception, safetensors.SafetensorError])
+def test_a_library_that_cannot_write_leaves_the_old_folder_and_says_what_to_do(error, tmp_path):
+    """tokenizers raises a bare Exception for a full disk, safetensors one of its own."""
+    run = RunDirectory(tmp_path / "run", PRESETS["toy"], {})
+    old = tmp_path / "run" / "student" / "tokenizer.json"
+    old.parent.mkdir()
+    old.write_text("old")
+    with (
+        pytest.raises(UserError, match=r"student could not be written .*No space left on device .*--resume"),
+        run.writing("student"),
+        whole_folder(old.parent) as work,
+    ):
+        work.mkdir()
+        (work / "tokenizer.json").write_text("ne")
+        raise error("No space left on device (os error 28)")
+    assert [path.name for path in old.parent.parent.iterdir() if path.is_dir()] == ["student"]
+    assert old.read_text() == "old"
+
+
 def test_a_run_without_a_game_has_no_discriminator_to_load(tmp_path):
-    run_module.RunDirectory(tmp_path, PRESETS["toy"], {"method": "seqkd"})
+    RunDirectory(tmp_path, PRESETS["toy"], {"method": "seqkd"})
     with pytest.raises(UserError, match=r"has no discriminator/ \(its method is 'seqkd'\)"):
         load_players(tmp_path)
 

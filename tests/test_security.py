@@ -12,7 +12,8 @@ import pytest
 from minigad import hub
 from minigad import run as run_module
 from minigad.config import PRESETS
-from minigad.run import distill, save_student
+from minigad.players import save_student
+from minigad.run import distill
 from minigad.student import Student
 from minigad.toy.letters import letters_dataset, letters_tokenizer
 

@@ -16,8 +16,11 @@ from minigad.data import group_by_prompt
 from minigad.discriminator import Discriminator
 from minigad.evaluate import evaluate
 from minigad.model import LanguageModel
+from minigad.players import save_discriminator, save_student
+from minigad.progress import progress
 from minigad.report import write_report
-from minigad.run import RunDirectory, phase_steps, progress, save_discriminator, save_student
+from minigad.run import phase_steps
+from minigad.run_directory import RunDirectory
 from minigad.student import Student
 from minigad.toy.letters import (
     MAX_COMPLETION_LENGTH,
