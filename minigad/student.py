@@ -12,7 +12,7 @@ import torch
 
 from minigad import parallel
 from minigad.chat import Prompt
-from minigad.config import GADConfig, UserError
+from minigad.config import SHORT_NAMES, GADConfig, UserError
 from minigad.memory import with_room
 from minigad.model import LanguageModel
 from minigad.precision import settled
@@ -147,7 +147,7 @@ def _load_base(name: str, config: GADConfig, tokenizer: Any) -> tuple[Any, Any]:
     if parallel.sharded():
         parallel.shard(model, device)
     # What a saved adapter will name as its base: a path on this machine would mean nothing on another.
-    model.name_or_path = hub.SHORT_NAMES.get(name, name)
+    model.name_or_path = SHORT_NAMES.get(name, name)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return model, hub.load_tokenizer(folder)
@@ -229,8 +229,6 @@ def _check_targets(model: Any, config: GADConfig) -> None:
 
 def _read_adapter(folder: Path, config: GADConfig) -> dict[str, Any]:
     """Return adapter_config.json; UserError if it is damaged, of another rank, of another base by name, or has no safetensors."""
-    from minigad.hub import SHORT_NAMES
-
     try:
         about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank, base = int(about["r"]), str(about.get("base_model_name_or_path") or "")
