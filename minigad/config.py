@@ -19,6 +19,7 @@ __all__ = [
     "SHORT_NAMES",
     "GADConfig",
     "UserError",
+    "check_context",
     "get_preset",
     "make_config",
     "preset_for",
@@ -344,6 +345,15 @@ def get_preset(name: str) -> GADConfig:
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}{_nearest(name, list(PRESETS))}")
     return PRESETS[name]
+
+
+def check_context(config: GADConfig, model: str, context: int | None) -> None:
+    """Raise UserError for rows beyond the tokens that a model was made for: they fail, or come out worse without a word."""
+    if context is not None and config.max_prompt_length + config.max_completion_length > context:
+        raise UserError(
+            f"max_prompt_length {config.max_prompt_length} + max_completion_length {config.max_completion_length} is beyond the "
+            f"{context} tokens that {model!r} was made for; lower one of them"
+        )
 
 
 def make_config(preset: str, overrides: dict[str, Any]) -> GADConfig:

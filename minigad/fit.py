@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigad.config import BOUNDS, SHORT_NAMES, GADConfig, UserError
+from minigad.config import BOUNDS, SHORT_NAMES, GADConfig, UserError, check_context
 
 __all__ = [
     "ARCHITECTURES",
@@ -444,7 +444,7 @@ def _flags(fields: dict[str, Any]) -> str:
 def report(config: GADConfig, memory: float) -> list[str]:
     """Return the bill in lines for a reader: parts, phases, whether it fits, and what to change or what else would fit."""
     bill, shape, mine = bill_of(config), architecture(config.student), _trainers(config, memory)
-    _check_context(config, shape)
+    check_context(config, config.student, shape.context)
     lines = [
         f"{config.student}: {shape.parameters():,} weights, {config.dtype}"
         + (", decoder matrices in 4 bits (nf4)" if config.quantization == "nf4" else "")
@@ -469,14 +469,6 @@ def report(config: GADConfig, memory: float) -> list[str]:
 def _longest(config: GADConfig) -> int:
     """Tokens of the longest row that the settings allow."""
     return config.max_prompt_length + config.max_completion_length
-
-
-def _check_context(config: GADConfig, shape: Architecture) -> None:
-    if _longest(config) > shape.context:
-        raise UserError(
-            f"max_prompt_length {config.max_prompt_length} + max_completion_length {config.max_completion_length} is beyond the "
-            f"{shape.context} tokens that {config.student!r} was made for; lower one of them"
-        )
 
 
 def _trainers(config: GADConfig, memory: float) -> float:

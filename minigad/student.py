@@ -12,7 +12,7 @@ import torch
 
 from minigad import parallel
 from minigad.chat import Prompt
-from minigad.config import SHORT_NAMES, GADConfig, UserError
+from minigad.config import SHORT_NAMES, GADConfig, UserError, check_context
 from minigad.memory import with_room
 from minigad.model import LanguageModel
 from minigad.precision import settled
@@ -150,7 +150,20 @@ def _load_base(name: str, config: GADConfig, tokenizer: Any) -> tuple[Any, Any]:
     model.name_or_path = SHORT_NAMES.get(name, name)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    return model, hub.load_tokenizer(folder)
+    tokenizer = hub.load_tokenizer(folder)
+    _check_ids(model, tokenizer, folder)
+    check_context(config, name, getattr(model.config, "max_position_embeddings", None))
+    return model, tokenizer
+
+
+def _check_ids(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer of another model: on a GPU an id without an embedding is an assertion of the device, and no sentence."""
+    largest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer in {folder} has ids up to {largest} but the model embeds {rows}; put the model's own tokenizer there, "
+            f"or call model.resize_token_embeddings({largest + 1}) and save it again"
+        )
 
 
 def _check_sharding(config: GADConfig) -> None:
