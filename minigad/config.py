@@ -16,8 +16,10 @@ from typing import Any, get_args, get_type_hints
 
 __all__ = [
     "PRESETS",
+    "SHORT_NAMES",
     "GADConfig",
     "UserError",
+    "check_context",
     "get_preset",
     "make_config",
     "preset_for",
@@ -27,6 +29,17 @@ __all__ = [
     "visible",
 ]
 
+# What minigad calls a model, and what the hub does.
+SHORT_NAMES = {
+    "llama-3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2.5-3b": "Qwen/Qwen2.5-3B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2.5-14b": "Qwen/Qwen2.5-14B-Instruct",
+    "minilm-l6": "sentence-transformers/all-MiniLM-L6-v2",
+}
 
 # Marks that reorder text, control characters, and halves of characters, which UTF-8 cannot hold.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -340,14 +353,24 @@ def get_preset(name: str) -> GADConfig:
     return PRESETS[name]
 
 
+def check_context(config: GADConfig, model: str, context: int | None) -> None:
+    """Raise UserError for rows beyond the tokens that a model was made for: they fail, or come out worse without a word."""
+    if context is not None and config.max_prompt_length + config.max_completion_length > context:
+        raise UserError(
+            f"max_prompt_length {config.max_prompt_length} + max_completion_length {config.max_completion_length} is beyond the "
+            f"{context} tokens that {model!r} was made for; lower one of them"
+        )
+
+
 def make_config(preset: str, overrides: dict[str, Any]) -> GADConfig:
     """Return `preset` with the fields of `overrides` changed, each checked."""
     return get_preset(preset).replace(**overrides)
 
 
 def preset_for(student: str) -> str:
-    """Return the name of the preset whose settings a student takes when nothing else is said."""
-    return student if student in PRESETS else "smollm2-135m"
+    """Return the preset whose settings a student, by its short or its hub name, takes when nothing else is said; else SmolLM2's."""
+    short = next((name for name, hub_id in SHORT_NAMES.items() if hub_id == student), student)
+    return short if short in PRESETS else "smollm2-135m"
 
 
 def read_recipe(path: str | Path) -> GADConfig:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigad.config import GADConfig, UserError
+from minigad.config import BOUNDS, SHORT_NAMES, GADConfig, UserError, check_context
 
 __all__ = [
     "ARCHITECTURES",
@@ -37,7 +37,18 @@ __all__ = [
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What a maker's name stands for, in GB.
-GPUS = {"t4": 16, "l4": 24, "a10": 24, "rtx3090": 24, "rtx4090": 24, "rtx5090": 32, "l40s": 48, "h100": 80, "h200": 141}
+GPUS = {
+    "t4": 16,
+    "l4": 24,
+    "a10": 24,
+    "rtx3090": 24,
+    "rtx4090": 24,
+    "rtx5090": 32,
+    "l40s": 48,
+    "a6000": 48,
+    "h100": 80,
+    "h200": 141,
+}
 SMALL_BUDGET = 1024  # a longer row is a pass of its own
 # Beside tensors: the CUDA context with the libraries' workspaces (0.81 to 0.91 GB on an H100), and what the allocator holds and
 # cannot hand out again (4 to 11% there at 7B and 14B, some of it free for the asking). Measured by benchmarks/gpu.py.
@@ -58,6 +69,7 @@ class Architecture:
     head_dim: int
     tied: bool  # input and output embeddings are one matrix
     qkv_bias: bool = False  # Qwen2 has them
+    context: int = 32768  # tokens of the longest row it was made for
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Return (inputs, outputs) of each linear layer of one decoder layer."""
@@ -103,15 +115,15 @@ class Architecture:
 # Shapes from the config.json of each model's repository on the hub, by minigad's short name.
 ARCHITECTURES: dict[str, Architecture] = {
     # HuggingFaceTB/SmolLM2-135M-Instruct
-    "smollm2-135m": Architecture(49152, 576, 1536, 30, 9, 3, 64, tied=True),
+    "smollm2-135m": Architecture(49152, 576, 1536, 30, 9, 3, 64, tied=True, context=8192),
     # Qwen/Qwen2.5-*-Instruct; also Table 1 of the Qwen2.5 report, arXiv 2412.15115
     "qwen2.5-0.5b": Architecture(151936, 896, 4864, 24, 14, 2, 64, tied=True, qkv_bias=True),
     "qwen2.5-3b": Architecture(151936, 2048, 11008, 36, 16, 2, 128, tied=True, qkv_bias=True),
     "qwen2.5-7b": Architecture(152064, 3584, 18944, 28, 28, 4, 128, tied=False, qkv_bias=True),
     "qwen2.5-14b": Architecture(152064, 5120, 13824, 48, 40, 8, 128, tied=False, qkv_bias=True),
     # meta-llama/Llama-3.2-3B-Instruct and Llama-3.1-8B-Instruct
-    "llama-3.2-3b": Architecture(128256, 3072, 8192, 28, 24, 8, 128, tied=True),
-    "llama-3.1-8b": Architecture(128256, 4096, 14336, 32, 32, 8, 128, tied=False),
+    "llama-3.2-3b": Architecture(128256, 3072, 8192, 28, 24, 8, 128, tied=True, context=131072),
+    "llama-3.1-8b": Architecture(128256, 4096, 14336, 32, 32, 8, 128, tied=False, context=131072),
 }
 
 
@@ -170,7 +182,7 @@ def memory_bill(config: GADConfig, shape: Architecture, judge: Architecture | No
     return Bill(
         static=_static(config, shape, judge, own),
         phases={
-            "rollout": _rollout(config, shape),
+            "rollout": _rollout(config, shape) if config.sampler == "transformers" else {},  # see _engine_line
             "discriminator update": _training(config, judge, judged_rows, config.discriminator == "implicit")
             | {"gradients": judged},
             "reference": _scoring(config, shape, rows) if config.beta > 0 else {},
@@ -306,14 +318,16 @@ def architecture(name: str, field: str = "student") -> Architecture:
     Never downloads. Raises UserError, naming the config field it came from, for a name that is none of these, and for a
     folder of another kind of model.
     """
-    from minigad.hub import SHORT_NAMES
-
     by_hub_name = {hub_id: ARCHITECTURES[short] for short, hub_id in SHORT_NAMES.items() if short in ARCHITECTURES}
     known = ARCHITECTURES | by_hub_name
     if name in known:
         return known[name]
     if Path(name).expanduser().is_dir():
         return _from_folder(Path(name).expanduser())
+    if name in ("toy", "toy-large"):
+        raise UserError(
+            f"{field} is {name!r}, which runs on any machine and has no bill; give a --student, one of {', '.join(ARCHITECTURES)}"
+        )
     close = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {close[0]!r}" if close else f"known: {', '.join(ARCHITECTURES)}"
     raise UserError(
@@ -343,6 +357,7 @@ def _from_folder(folder: Path) -> Architecture:
         head_dim=getattr(found, "head_dim", None) or found.hidden_size // found.num_attention_heads,
         tied=found.tie_word_embeddings,
         qkv_bias=found.model_type == "qwen2",
+        context=found.max_position_embeddings,
     )
 
 
@@ -357,7 +372,10 @@ def gpu_bytes(text: str) -> float:
     name = re.sub(r"[\s_-]", "", text.lower())
     if name in GPUS:
         return GPUS[name] * 1e9
-    raise UserError(f"--gpu is {text!r}; give its memory, such as 24GB, or one of {', '.join(GPUS)}")
+    raise UserError(
+        f"--gpu is {text!r}; give the memory of one card, such as 24GB (an A100 has 40 or 80, a V100 16 or 32), "
+        f"or one of {', '.join(GPUS)}"
+    )
 
 
 def bill_of(config: GADConfig) -> Bill:
@@ -373,19 +391,24 @@ def bill_of(config: GADConfig) -> Bill:
     return memory_bill(config, architecture(config.student), judge)
 
 
-def largest(config: GADConfig, field: str, memory: float, limit: int = 1 << 20) -> int:
+def largest(config: GADConfig, field: str, memory: float) -> int:
     """Return how far a whole-number field of a configuration that fits can be raised until the step fills `memory`.
 
-    Found by doubling and halving from the present value; a length is rounded down to a multiple of 64.
+    Found by doubling and halving from the present value; a length is rounded down to a multiple of 64, and no row grows
+    beyond the model's context, nor the field beyond its bounds.
     """
+    context, limit = architecture(config.student).context, min(1 << 20, int(BOUNDS[field][1]))
 
     def fits(value: int) -> bool:
-        return bill_of(config.replace(**{field: value})).on_gpu <= memory
+        if value > limit:
+            return False
+        changed = config.replace(**{field: value})
+        return _longest(changed) <= context and bill_of(changed).on_gpu <= memory
 
     present = low = getattr(config, field)
     assert fits(low), (field, low, memory)
     high = 2 * low
-    while high <= limit and fits(high):
+    while fits(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -420,9 +443,10 @@ def _flags(fields: dict[str, Any]) -> str:
 
 def report(config: GADConfig, memory: float) -> list[str]:
     """Return the bill in lines for a reader: parts, phases, whether it fits, and what to change or what else would fit."""
-    bill = bill_of(config)
+    bill, shape, mine = bill_of(config), architecture(config.student), _trainers(config, memory)
+    check_context(config, config.student, shape.context)
     lines = [
-        f"{config.student}: {architecture(config.student).parameters():,} weights, {config.dtype}"
+        f"{config.student}: {shape.parameters():,} weights, {config.dtype}"
         + (", decoder matrices in 4 bits (nf4)" if config.quantization == "nf4" else "")
         + (f", LoRA of rank {config.lora_r}" if config.lora_r else ", all trained"),
         f"every row at its longest: {config.max_prompt_length} + {config.max_completion_length} tokens, "
@@ -436,9 +460,32 @@ def report(config: GADConfig, memory: float) -> list[str]:
         *_table({name: bill.phase_bytes(name) for name in bill.phases}),
         *_checkpointing_lines(config, bill),
         "",
-        _verdict(bill, memory),
+        *([_engine_line(config, shape, memory)] if config.sampler == "vllm" else []),
+        _verdict(bill, mine),
     ]
-    return lines + (_room(config, memory) if bill.on_gpu <= memory else _advice(config, memory))
+    return lines + (_room(config, mine) if bill.on_gpu <= mine else _advice(config, mine))
+
+
+def _longest(config: GADConfig) -> int:
+    """Tokens of the longest row that the settings allow."""
+    return config.max_prompt_length + config.max_completion_length
+
+
+def _trainers(config: GADConfig, memory: float) -> float:
+    """Return what an engine beside the trainer leaves to it: vLLM takes its share of the card at its start, used or not."""
+    return memory * (1 - config.vllm_gpu_memory_utilization) if config.sampler == "vllm" else memory
+
+
+def _engine_line(config: GADConfig, shape: Architecture, memory: float) -> str:
+    """Say whether vLLM's share holds its copy of the base and one row of the longest; what it takes beside them is not counted."""
+    settled = config.replace(dtype="bfloat16") if config.dtype == "auto" else config
+    needed = _weight_bytes(settled, shape) + _longest(config) * shape.kv_bytes(DTYPE_BYTES[settled.dtype])
+    share, part = memory * config.vllm_gpu_memory_utilization, config.vllm_gpu_memory_utilization
+    verdict = "fits" if needed <= share else "does not fit: raise --vllm-gpu-memory-utilization"
+    return (
+        f"vLLM takes {part:g} of the card, {share / 1e9:.1f} GB, for which it needs at least {needed / 1e9:.1f} GB (its copy of the base "
+        f"and one row's keys and values; more rows sample faster): {verdict}"
+    )
 
 
 def _table(parts: dict[str, float]) -> list[str]:
@@ -462,7 +509,9 @@ def _verdict(bill: Bill, memory: float) -> str:
 
 
 def _room(config: GADConfig, memory: float) -> list[str]:
-    fields = ("max_completion_length", "num_generations", "token_budget")
+    fields = ["max_completion_length", "num_generations", "token_budget"]
+    if config.sampler == "vllm":
+        fields.remove("num_generations")  # the engine takes as many rows at a time as its share holds
     found = [f"{name} {largest(config, name, memory)}" for name in fields]
     return ["largest that still fit, each alone: " + ", ".join(found)]
 
@@ -478,9 +527,9 @@ def _advice(config: GADConfig, memory: float) -> list[str]:
 
 
 def _best(config: GADConfig, size: Callable[[GADConfig], float]) -> dict[str, float]:
-    """Return the three changes after which `size` is least, each alone: what to type -> the size."""
-    sizes = {flags: size(config.replace(**fields)) for flags, fields in changes(config).items()}
-    return {flags: sizes[flags] for flags in sorted(sizes, key=lambda flags: sizes[flags])[:3]}
+    """Return the (at most) three changes that lower `size` most, each alone: what to type -> the size."""
+    sizes, now = {flags: size(config.replace(**fields)) for flags, fields in changes(config).items()}, size(config)
+    return {flags: sizes[flags] for flags in sorted(sizes, key=lambda flags: sizes[flags])[:3] if sizes[flags] < now}
 
 
 def shortage(config: GADConfig, phase: str) -> str:

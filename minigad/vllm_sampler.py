@@ -10,15 +10,20 @@ The engine holds its own copy of the base; before each rollout the adapter is wr
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from minigad import parallel
 from minigad.config import GADConfig, UserError
 from minigad.model import LanguageModel
 from minigad.precision import settled
@@ -26,6 +31,7 @@ from minigad.rollout import Sampled, SamplingParams, up_to_end
 
 __all__ = ["VLLMEngine", "VLLMSampler"]
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for the largest rank
 PULSE = 0.2  # seconds between two looks at whether the engine's processes live
 
 
@@ -38,6 +44,11 @@ class VLLMSampler:
             raise UserError(
                 "config field 'sampler' is 'vllm' but lora_r is 0: the engine is told of a step's weights by an adapter; "
                 "set lora_r, say 16, or sample with 'transformers'"
+            )
+        if config.lora_r > RANKS[-1]:
+            raise UserError(
+                f"config field 'lora_r' is {config.lora_r} but vLLM's adapters end at rank {RANKS[-1]}; lower it, or sample with "
+                "'transformers'"
             )
         self.config = config
         self._start = engine or VLLMEngine
@@ -130,20 +141,21 @@ class VLLMEngine:
 
         room = config.max_prompt_length + config.max_completion_length
         before = set(multiprocessing.active_children())
-        self._llm = LLM(
-            model=str(hub.resolve(config.student)),
-            dtype=settled(config).dtype,
-            quantization="bitsandbytes" if config.quantization == "nf4" else None,
-            enable_lora=True,
-            max_lora_rank=max(config.lora_r, 8),
-            max_model_len=room,
-            gpu_memory_utilization=config.vllm_gpu_memory_utilization,
-            enforce_eager=True,
-            enable_prefix_caching=True,  # a prompt is read once for its N completions
-            logprobs_mode="processed_logprobs",  # at the sampling temperature, as the loss needs them
-            seed=config.seed,
-            trust_remote_code=False,
-        )
+        with _on_own_gpu():
+            self._llm = LLM(
+                model=str(hub.resolve(config.student)),
+                dtype=settled(config).dtype,
+                quantization="bitsandbytes" if config.quantization == "nf4" else None,
+                enable_lora=True,
+                max_lora_rank=next(rank for rank in RANKS if rank >= config.lora_r),
+                max_model_len=room,
+                gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+                enforce_eager=True,
+                enable_prefix_caching=True,  # a prompt is read once for its N completions
+                logprobs_mode="processed_logprobs",  # at the sampling temperature, as the loss needs them
+                seed=config.seed,
+                trust_remote_code=False,
+            )
         self._processes = [one for one in multiprocessing.active_children() if one not in before]
 
     def generate(
@@ -193,6 +205,24 @@ class VLLMEngine:
         if failed:
             raise failed[0]
         return done[0]
+
+
+@contextmanager
+def _on_own_gpu() -> Iterator[None]:
+    """Start this process's engine on this process's GPU: an engine takes the first that its environment shows it."""
+    if parallel.world().size == 1 or not torch.cuda.is_available():
+        yield
+        return
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible, mine = before.split(",") if before else None, torch.cuda.current_device()
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[mine] if visible else str(mine)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from conftest import shake, tiny_config, tiny_folder
 from minigad import hub
 from minigad.config import UserError
 from minigad.student import Student
+from minigad.toy.model import toy_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,33 @@ def test_four_bits_on_a_device_without_them_is_refused(folder, monkeypatch, devi
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     with pytest.raises(UserError, match=f"'nf4', which bitsandbytes has for .* not for this {device} device"):
         hub.load_model(folder, torch.float16, torch.device(device), "nf4")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    """On a GPU an id without an embedding is an assertion of the device (trap 17)."""
+    folder = tiny_folder(tmp_path / "base")
+    tokenizer = toy_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"ids up to (\d+) but the model embeds \1; .*resize_token_embeddings"):
+        Student.load(tiny_config(student=str(folder)))
+
+
+def test_rows_beyond_a_models_context_are_refused(folder):
+    """Qwen and Llama would go on, worse, without a word; models with a table of positions fail in the middle."""
+    config = tiny_config(student=str(folder), max_prompt_length=2000, max_completion_length=48)
+    assert Student.load(config).config.max_position_embeddings == 2048
+    with pytest.raises(UserError, match=r"2000 \+ max_completion_length 49 is beyond the 2048 tokens"):
+        Student.load(config.replace(max_completion_length=49))
+
+
+def test_a_prompt_without_tokens_is_refused(folder):
+    """A tokenizer with a chat template, or one that begins every text with a token, has none such."""
+    student = Student.load(tiny_config(student=str(folder)))
+    assert student.generate(["a", ""], tiny_config(), seed=0).rows[1].prompt_ids
+    student.tokenizer.chat_template = None
+    with pytest.raises(UserError, match="prompt 1 has no tokens"):
+        student.generate(["a", ""], tiny_config(), seed=0)
 
 
 def test_a_base_that_does_not_fit_on_the_gpu_is_one_sentence(folder, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minigad import fit
 from minigad.chat import Row
 from minigad.cli import main
-from minigad.config import PRESETS, GADConfig, read_recipe
+from minigad.config import PRESETS, SHORT_NAMES, GADConfig, preset_for, read_recipe
 from minigad.discriminator import Discriminator
 from minigad.fit import (
     ARCHITECTURES,
@@ -29,7 +29,6 @@ from minigad.fit import (
     memory_bill,
     report,
 )
-from minigad.hub import SHORT_NAMES
 from minigad.rollout import Rollouts
 from minigad.student import Student, _with_adapter, enable_gradient_checkpointing
 from minigad.toy.model import toy_tokenizer
@@ -64,6 +63,7 @@ def transformers_config(shape, model_type=None):
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         tie_word_embeddings=shape.tied,
+        max_position_embeddings=shape.context,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
@@ -277,7 +277,8 @@ def test_presets_fit_their_card_and_the_advice_fits_smaller_ones(name, card):
         room = largest(config, "max_completion_length", memory)
         assert fits(config.replace(max_completion_length=room))
         assert room >= config.max_completion_length
-        assert not fits(config.replace(max_completion_length=room + 64))
+        longer = config.replace(max_completion_length=room + 64)
+        assert not fits(longer) or 2048 + room + 64 > architecture(name).context
     else:
         assert not fits(config)
         assert fits(config.replace(**fitting_changes(config, fits)))
@@ -385,7 +386,10 @@ def test_gpu_sizes(text, size):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--student", "qwen2.5-14b", "--gpu", "big"], "--gpu is 'big'; give its memory, such as 24GB"),
+        (["--student", "qwen2.5-14b", "--gpu", "big"], "--gpu is 'big'; give the memory of one card, such as 24GB"),
+        (["--student", "qwen2.5-14b", "--gpu", "A100"], "an A100 has 40 or 80"),
+        (["--gpu", "24GB"], "which runs on any machine and has no bill; give a --student"),
+        (["--student", "qwen2.5-7b", "--gpu", "80GB", "--max-completion-length", "40000"], "beyond the 32768 tokens"),
         (["--student", "qwen2.5-14b", "--gpu", "0GB"], "--gpu is '0GB'"),
         (["--student", "qwen2.5-14", "--gpu", "24GB"], "did you mean 'qwen2.5-14b'"),
         (["--student", "EMPTY", "--gpu", "24GB"], "no config.json that transformers can read"),
@@ -419,6 +423,53 @@ def test_the_report_names_every_part_and_its_advice_holds(capsys):
     advised = re.search(r"this fits: (.*)", out)[1]
     assert main([*command, *advised.split()]) == 0
     assert ": fits in 16.0 GB" in capsys.readouterr().out
+
+
+def test_advice_is_what_saves_memory():
+    """14B on a T4 is short of room for the cache: there a smaller token budget alone saves nothing, and a shorter prompt costs."""
+    lines = report(PRESETS["qwen2.5-14b"], 16e9)
+    needs = bill_of(PRESETS["qwen2.5-14b"]).on_gpu / 1e9
+    advised = [line for line in lines if line.startswith("  --")]
+    assert 1 <= len(advised) <= 3
+    assert all(float(re.search(r": ([\d.]+) GB", line)[1]) < needs - 0.05 for line in advised), advised
+
+
+def test_a_student_by_its_hub_name_takes_its_own_preset(capsys):
+    assert preset_for("Qwen/Qwen2.5-14B-Instruct") == "qwen2.5-14b"
+    assert all(preset_for(SHORT_NAMES[name]) == name for name in ARCHITECTURES)
+    assert preset_for("somebody/elses-model") == "smollm2-135m"
+    assert main(["fit", "--student", "Qwen/Qwen2.5-14B-Instruct", "--gpu", "24GB"]) == 0
+    by_hub_name = capsys.readouterr().out
+    assert main(["fit", "--student", "qwen2.5-14b", "--gpu", "24GB"]) == 0
+    assert by_hub_name.replace("Qwen/Qwen2.5-14B-Instruct", "qwen2.5-14b") == capsys.readouterr().out
+
+
+def test_no_row_is_advised_beyond_the_models_context():
+    room = largest(PRESETS["qwen2.5-0.5b"], "max_completion_length", 80e9)
+    assert room == 32768 - 2048
+    assert architecture("llama-3.1-8b").context == 131072
+
+
+def test_the_room_on_a_large_card_ends_at_the_bounds_of_the_settings(capsys):
+    assert main(["fit", "--student", "smollm2-135m", "--gpu", "2000GB"]) == 0
+    assert "num_generations 4096, token_budget 1048576" in capsys.readouterr().out
+
+
+def test_the_share_that_vllm_takes_is_not_the_trainers(capsys):
+    """14B in 4 bits: the engine's copy, 10 GB, is beyond 0.3 of 24 GB, and at 0.5 the trainer has too little."""
+    command = ["fit", "--student", "qwen2.5-14b", "--sampler", "vllm", "--gpu"]
+    assert main([*command, "80GB"]) == 0
+    out = capsys.readouterr().out
+    assert "vLLM takes 0.3 of the card, 24.0 GB" in out and "fits in 56.0 GB" in out
+    config = PRESETS["qwen2.5-14b"]
+    assert "rollout" in out and bill_of(config.replace(sampler="vllm")).phase_bytes("rollout") == 0
+    copy = bill_of(config).static["base weights"]
+    row = 3584 * architecture("qwen2.5-14b").kv_bytes()
+    assert f"at least {(copy + row) / 1e9:.1f} GB" in out
+    assert main([*command, "24GB"]) == 0
+    assert "does not fit: raise --vllm-gpu-memory-utilization" in capsys.readouterr().out
+    assert main([*command, "24GB", "--vllm-gpu-memory-utilization", "0.5"]) == 0
+    assert "does not fit in 12.0 GB" in capsys.readouterr().out
 
 
 def test_a_discriminator_of_its_own_is_billed():

