@@ -41,6 +41,7 @@ from minigad.store import Store
 from minigad.student import Student
 from minigad.teach import closed_after, make_teacher, price_line, progress_bar, settings_of
 from minigad.teacher import Teacher
+from minigad.trained_on import TRAINED_ON, text_key, trained_among
 
 __all__ = [
     "Bench",
@@ -53,6 +54,7 @@ __all__ = [
     "judged",
     "jury_of",
     "load_run",
+    "trained_lines",
     "verdict_lines",
 ]
 
@@ -96,6 +98,11 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
     check_unchosen(args.run, bench.prompts)
     check_outputs(args.alpaca_eval, args.lm_eval)
     opponents = [_opponent(path, bench) for path in args.against]
+    runs = [args.run, *(path for path in args.against if Path(path).is_dir())]
+    trained = {folder: trained_among(folder, bench.prompts) for folder in runs}
+    lines = [line for folder, known in trained.items() for line in trained_lines(folder, known, len(bench.prompts))]
+    known = trained[args.run]
+    trained_on = None if known is None else len(known)
     if args.dry_run:
         sides = [side for _, side in opponents]
         return dry_run(args, PROTOCOLS[args.protocol], bench, [config.max_completion_length], sides)
@@ -112,19 +119,20 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
             samples = seen_by(discriminator, [prompt for prompt, _ in group_by_prompt(shown)], samples)
         plain = [prompt_text(prompt) for prompt in bench.prompts]  # the wrapper aside
         samples = [sample | {"prompt": text} for sample, text in zip(samples, plain, strict=True)]
-        evaluation |= {"metrics": metrics, "samples": samples}
+        evaluation |= {"metrics": metrics, "samples": samples, "trained_on": trained_on}
         texts = [sample["student"] for sample in samples]
     else:
         metrics, texts = {}, _completions(student, config, bench.prompts, args, temperature)
     if dataset is not None:
         write_json(Path(args.run) / "evaluation.json", evaluation)
-    lines = [f"{name:24s} {value:.4f}" for name, value in metrics.items()]
+    lines += [f"{name:24s} {value:.4f}" for name, value in metrics.items()]
     lines += _export(args, bench, texts, config)
     if jury is not None:
         others = [
             (who, _played(who, bench, args, temperature) if isinstance(side, int) else side) for who, side in opponents
         ]
         about = {"student": str(args.run), "paper_prompt": args.paper_prompt, "temperature": temperature}
+        about |= {"trained_on": trained_on}
         with closed_after(jury.model), Store(args.store or Path(args.run) / "judge.db") as store:
             records = [one | about for one in judged(jury, bench, texts, others, store, args.seed)]
             lines += [line for one in records for line in verdict_lines(one)] + store.ledger().lines()
@@ -218,9 +226,19 @@ def check_unchosen(folder: str | Path, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def text_key(prompt: Prompt) -> str:
-    """Return a string that is equal for prompts that read the same, white space aside, however they were written down."""
-    return " ".join(prompt_text(prompt).split())
+def trained_lines(folder: str | Path, known: list[Prompt] | None, total: int) -> list[str]:
+    """Return a sentence if a run's student was trained on some of `total` prompts (`known`), or if nobody can know."""
+    if known is None:
+        return [
+            f"note: {folder} has no {TRAINED_ON} (an older minigad made it): whether its student was trained on these prompts is "
+            "not known"
+        ]
+    if not known:
+        return []
+    return [
+        f"WARNING: the student of {folder} was trained on {len(known)} of the {total} prompts, such as {short(known[0])}: "
+        "what it says to them is no sample of what it says to others"
+    ]
 
 
 # --- completions ---

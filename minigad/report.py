@@ -99,7 +99,17 @@ def _evaluation(evaluation: dict[str, Any] | None) -> str:
     main = [(name, _beside(name, metrics), meaning) for name, meaning in MEANINGS.items() if name in metrics]
     shown = {key.format(name) for name in MEANINGS for key in ("{}", *BESIDE)}
     rest = [(name, _number(value)) for name, value in metrics.items() if name not in shown]
-    return _table(main) + (f"<details><summary>All other measures</summary>{_table(rest)}</details>" if rest else "")
+    return (
+        _trained_on(evaluation)
+        + _table(main)
+        + (f"<details><summary>All other measures</summary>{_table(rest)}</details>" if rest else "")
+    )
+
+
+def _trained_on(record: dict[str, Any]) -> str:
+    """A warning where a student was measured on what it was trained on; older records do not say."""
+    number = record.get("trained_on")
+    return _note(f"The student was trained on {_text(number)} of these prompts.") if number else ""
 
 
 JUDGED = {
@@ -143,7 +153,7 @@ def _judge_record(record: dict[str, Any]) -> str:
         p = ", ".join(f"{name} {_number(row[name])}" for name in ("p_value", "p_holm") if name in row)
         rows.append((f"difference from {row['with']}", _beside("difference", row), p))
     said = ", ".join(f"{_number(value)} {name.replace('_', ' ')}" for name, value in counts.items())
-    return f"<h3>{_text(record['title'])}, by {_text(record['judge'])}</h3>{_note(_text(said))}{_table([*rows, *rest])}"
+    return f"<h3>{_text(record['title'])}, by {_text(record['judge'])}</h3>{_note(_text(said))}{_trained_on(record)}{_table([*rows, *rest])}"
 
 
 def _number(value: Any) -> str:

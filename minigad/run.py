@@ -1,4 +1,4 @@
-"""A run directory that can be read without this library: config.json, metrics.jsonl, samples.jsonl, student/, discriminator/, report.html.
+"""A run directory that can be read without this library: config.json, metrics.jsonl, samples.jsonl, trained_on.txt, student/, discriminator/, report.html.
 
 `distill` fills it, and can be killed at any moment and resumed: see minigad.checkpoint.
 """
@@ -55,6 +55,7 @@ from minigad.report import write_report
 from minigad.student import Student
 from minigad.toy.model import TOY_SIZES
 from minigad.train import Metrics, gad, num_steps, seqkd, soda, warmup
+from minigad.trained_on import TRAINED_ON, write_trained_on
 from minigad.vllm_sampler import VLLMSampler
 
 __all__ = [
@@ -74,7 +75,7 @@ __all__ = [
 ]
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
-PARTS = (*LOGS, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
+PARTS = (*LOGS, TRAINED_ON, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
 
 
 class RunDirectory:
@@ -144,6 +145,11 @@ class RunDirectory:
             logs = {name: _synced_size(self.folder / name) for name in LOGS}
             self.saved = save(self.folder, state, {"logs": logs, "versions": versions(), **self.about})
             prune(self.folder, keep)
+
+    def write_trained_on(self, prompts: Iterable[Any]) -> None:
+        """Write trained_on.txt: short hashes of the training prompts, by which `evaluate` and `choose` know them again."""
+        with self.writing(TRAINED_ON):
+            write_trained_on(self.folder, prompts)
 
     def write_evaluation(self, numbers: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Write evaluation.json: what was measured on held-out prompts, and the texts it was measured on."""
@@ -216,6 +222,7 @@ def distill(
     }
     with lock(config.output_dir):
         run = RunDirectory(config.output_dir, config, details, resume=resume)
+        run.write_trained_on(train["prompt"])
         state = run.resume(student, discriminator)
         parallel.wait()  # the others read the checkpoint that this process goes on from
         stopped = _train(run, state, _play(state, train, heldout, config, method), config, len(train))
