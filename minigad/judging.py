@@ -36,7 +36,7 @@ from minigad.outputs import check_outputs, read_outputs, write_alpaca_eval, writ
 from minigad.report import write_report
 from minigad.run import load_discriminator, load_student, read_json, read_run, write_json
 from minigad.sources import short
-from minigad.stats import holm
+from minigad.stats import holm, is_point
 from minigad.store import Store
 from minigad.student import Student
 from minigad.teach import closed_after, make_teacher, price_line, progress_bar, settings_of
@@ -383,14 +383,15 @@ def _rated(
     about: dict[str, Any],
     withheld: int,
 ) -> dict[str, Any]:
-    own, summary = own_completions(jury.model, prompts, store, jury.settings, progress_bar)
-    _check_answered(jury, summary, any(text is not None for text in own))
+    own = own_completions(jury.model, prompts, store, jury.settings, progress_bar)
+    _check_answered(jury, own.summary, any(text is not None for text in own.texts))
 
     def verdicts_of(texts: list[str]) -> Verdicts:
-        return _finished(jury, judge(jury.model, RATING, prompts, texts, own, store, jury.settings, progress_bar))
+        return _finished(jury, judge(jury.model, RATING, prompts, texts, own.texts, store, jury.settings, progress_bar))
 
     mine = verdicts_of(ours)
-    record = _record(jury, about["data"], mine, ours, own, about, withheld, seed)
+    record = _record(jury, about["data"], mine, ours, own.texts, about, withheld, seed)
+    record["counts"]["own_cut_off"] = own.cut_off
     rows = compare(mine.values, [verdicts_of(texts).values for _, texts in against], seed)
     record["comparisons"] = [{"with": name, **row} for (name, _), row in zip(against, rows, strict=True)]
     return record
@@ -460,13 +461,22 @@ def _record(
 def verdict_lines(record: dict[str, Any]) -> list[str]:
     """Return a judge's record as sentences."""
     numbers, counts = record["numbers"], record["counts"]
-    lines = [f"{record['title']}, by {record['judge']}: {', '.join(f'{v} {k}' for k, v in counts.items())}"]
+    counted = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
+    lines = [f"{record['title']}, by {record['judge']}: {counted}"]
     for name, value in numbers.items():
         if not name.endswith(("_low", "_high")):
-            ends = [numbers[f"{name}{end}"] for end in ("_low", "_high") if f"{name}{end}" in numbers]
-            lines.append(f"  {name:28s} {value:.2f}" + (f" (95%: {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""))
+            lines.append(f"  {name.replace('_', ' '):28s} {value:.2f}{_span(name, numbers, '.2f')}")
     for row in record["comparisons"]:
-        span = f"(95%: {row['difference_low']:+.2f} to {row['difference_high']:+.2f})"
         p = f"p {row['p_value']:.4f}, {row['p_holm']:.4f} after Holm"
-        lines.append(f"  difference from {row['with']}: {row['difference']:+.2f} {span}, {p}")
+        lines.append(
+            f"  difference from {row['with']}: {row['difference']:+.2f}{_span('difference', row, '+.2f')}, {p}"
+        )
     return lines
+
+
+def _span(name: str, numbers: dict[str, Any], form: str) -> str:
+    """Return a number's interval in words, if it has one."""
+    if f"{name}_low" not in numbers:
+        return ""
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    return " (no interval: all prompts alike)" if is_point(low, high) else f" (95%: {low:{form}} to {high:{form}})"

@@ -18,6 +18,7 @@ from minigad.config import GADConfig
 from minigad.diagnose import diagnose
 from minigad.markup import LEGEND, coloured
 from minigad.markup import escape as _text
+from minigad.stats import is_point
 
 __all__ = ["write_report"]
 
@@ -116,7 +117,7 @@ JUDGED = {
     "score": "100 · student / (student + judge's own completion): 50 is parity; both orders; rewards detail, and so length",
     "win_rate": "percent of prompts, a tie half: 50 is parity; both orders",
     "length_controlled_win_rate": "the same at equal length, by AlpacaEval 2's model (arXiv 2404.04475)",
-    "length_effect": "log-odds that one standard deviation more text earns; 0: length does not matter",
+    "length_effect": "log-odds that far more text earns, three quarters of it for one standard deviation more; 0: length does not matter",
     "first_share": "percent of the points that go to what is shown first: 50 is no position bias",
     "mean_characters": "characters a completion of the student",
     "agreement": "Krippendorff's alpha between runs of the judge: 1 is agreement, 0 is chance",
@@ -162,6 +163,9 @@ def _number(value: Any) -> str:
 
 def _beside(name: str, metrics: dict[str, Any]) -> str:
     """A number with what it must be read beside: its interval, its standard error, its ceiling."""
+    ends = [metrics[f"{name}{end}"] for end in ENDS[1:] if f"{name}{end}" in metrics]
+    if len(ends) == 2 and is_point(*ends):
+        return f"{_number(metrics[name])} (no interval: all prompts alike)"
     found = [(metrics[key.format(name)], words) for key, words in BESIDE.items() if key.format(name) in metrics]
     parts = [_number(metrics[name]), *(words.format(_number(value)) for value, words in found)]
     return " ".join(parts).replace(" ;", ";")

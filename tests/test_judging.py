@@ -106,7 +106,7 @@ def test_a_rating_goes_into_the_evaluation_and_the_report(folder, judge, capsys)
         expected.append(mine / (mine + other))
     assert record["values"] == pytest.approx(expected)
     assert record["numbers"]["score"] == pytest.approx(100 * sum(expected) / 12)
-    assert record["counts"] == {"prompts": 12, "judged": 12, "withheld": 0, "replies": 24, "asked_again": 0, "malformed": 0, "without_reply": 0}  # fmt: skip
+    assert record["counts"] == {"prompts": 12, "judged": 12, "withheld": 0, "replies": 24, "asked_again": 0, "malformed": 0, "without_reply": 0, "own_cut_off": 0}  # fmt: skip
     out = capsys.readouterr().out
     assert re.search(r"rating on heldout.jsonl, by scripted: 12 prompts, 12 judged", out)
     assert re.search(r"score +\d+\.\d\d \(95%: \d+\.\d\d to \d+\.\d\d\)", out)
@@ -163,7 +163,7 @@ def test_the_agreement_of_two_runs_of_the_judge_is_in_the_record_the_lines_and_t
     assert "alpha between runs of the judge" in (folder / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_opponents_are_runs_and_files_of_outputs(folder, judge):
+def test_opponents_are_runs_and_files_of_outputs(folder, judge, capsys):
     """The student against itself ties everywhere; against its own words and more it loses; Holm over both."""
     assert run(folder, "--greedy", "--alpaca-eval", folder / "ours.json") == 0
     rows = json.loads((folder / "ours.json").read_text(encoding="utf-8"))
@@ -181,6 +181,11 @@ def test_opponents_are_runs_and_files_of_outputs(folder, judge):
     p = loss["comparisons"][0]["p_value"]
     assert p == pytest.approx(2 / 2**12)
     assert loss["comparisons"][0]["p_holm"] == pytest.approx(2 * p)
+    said = capsys.readouterr().out
+    assert "win rate                     0.00 (no interval: all prompts alike)" in said
+    assert re.search(r"difference from wordy, less 50: -50.00 \(no interval: all prompts alike\), p 0.0005", said)
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<td>0.0 (no interval: all prompts alike)</td>" in page
     assert run(folder, "--greedy", "--against", folder / "twin") == 0
     assert records(folder)[-1]["comparisons"][0]["difference"] == 0
 
