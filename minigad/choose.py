@@ -22,11 +22,11 @@ from minigad.judging import Jury, bench_of, dry_run, judged, jury_of, load_run, 
 from minigad.memory import explained
 from minigad.report import write_report
 from minigad.run import load_student, save_student, write_json
+from minigad.seen import TESTED_ON, TRAINED_ON, seen_among, text_key
 from minigad.sources import short
 from minigad.store import Store
 from minigad.student import Student
 from minigad.teach import closed_after
-from minigad.trained_on import TRAINED_ON, text_key, trained_among
 
 __all__ = ["MEASURES", "choose"]
 
@@ -52,7 +52,7 @@ def choose(args: argparse.Namespace) -> list[str]:
     runs = {folder: load_run(folder) for folder in args.runs}
     dataset, _ = load_pairs(args.data)
     prompts = [prompt for prompt, _ in group_by_prompt(dataset)]
-    _check_no_test(args, dataset, runs)
+    _check_no_test(args, prompts, runs)
     notes = [line for folder in runs for line in _check_untrained(args, folder, prompts)]
     if args.measure == "honest_auc" and len(prompts) < MIN_PROMPTS:
         raise UserError(
@@ -117,21 +117,24 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out}: there is no folder {str(Path(args.out).parent)!r}; make it first")
 
 
-def _check_no_test(args: argparse.Namespace, dataset: Any, runs: dict[str, tuple[dict[str, Any], GADConfig]]) -> None:
-    """Raise UserError if a validation prompt is one of a test: of --test, or of what a run was evaluated on."""
+def _check_no_test(
+    args: argparse.Namespace, prompts: list[Any], runs: dict[str, tuple[dict[str, Any], GADConfig]]
+) -> None:
+    """Raise UserError if a validation prompt is one of a test: of --test, or of what a run was ever evaluated on."""
     tests = {text_key(prompt) for path in args.test for _, prompt in stream_prompts(path)}
-    for record, _ in runs.values():
+    for folder, (record, _) in runs.items():
         tests |= {text_key(sample["prompt"]) for sample in (record["evaluation"] or {"samples": []})["samples"]}
-    if both := tests & {text_key(prompt) for prompt in dataset["prompt"]}:
+        tests |= set(map(text_key, seen_among(Path(folder) / TESTED_ON, prompts) or []))
+    if both := [prompt for prompt in prompts if text_key(prompt) in tests]:
         raise UserError(
-            f"{len(both)} prompts of {args.data} are test prompts (of --test, or of a run's evaluation.json), such as "
-            f"{short(min(both))}: a student chosen on them would be flattered by the test; choose on others"
+            f"{len(both)} of the {len(prompts)} prompts of {args.data} are test prompts (of --test, or measured on before: a run's evaluation.json and "
+            f"{TESTED_ON}), such as {short(both[0])}: a student chosen on them would be flattered by the test; choose on others"
         )
 
 
 def _check_untrained(args: argparse.Namespace, folder: str, prompts: list[Any]) -> list[str]:
     """Raise UserError if a run's student was trained on a validation prompt; return a sentence if nobody can know."""
-    known = trained_among(folder, prompts)
+    known = seen_among(Path(folder) / TRAINED_ON, prompts)
     if known:
         raise UserError(
             f"{len(known)} of the {len(prompts)} prompts of {args.data} were trained on in {folder}, such as {short(known[0])}: the "
@@ -198,8 +201,9 @@ def _keep(out: Path, best: _Kept, choice: dict[str, Any]) -> None:
             parameter.copy_(weight)
     out.mkdir(exist_ok=True)
     write_json(out / "choice.json", choice)
-    if (best.folder / TRAINED_ON).is_file():
-        write_whole(out / TRAINED_ON, (best.folder / TRAINED_ON).read_bytes())
+    for name in (TRAINED_ON, TESTED_ON):
+        if (best.folder / name).is_file():
+            write_whole(out / name, (best.folder / name).read_bytes())
     save_student(best.student, out / "student", best.config, str(best.about.get("method", "?")))
     write_json(out / "config.json", best.about)
 

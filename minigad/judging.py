@@ -35,13 +35,13 @@ from minigad.memory import explained
 from minigad.outputs import check_outputs, read_outputs, write_alpaca_eval, write_harness_task
 from minigad.report import write_report
 from minigad.run import load_discriminator, load_student, read_json, read_run, write_json
+from minigad.seen import TESTED_ON, TRAINED_ON, add_seen, seen_among, text_key
 from minigad.sources import short
 from minigad.stats import holm, is_point
 from minigad.store import Store
 from minigad.student import Student
 from minigad.teach import closed_after, make_teacher, price_line, progress_bar, settings_of
 from minigad.teacher import Teacher
-from minigad.trained_on import TRAINED_ON, text_key, trained_among
 
 __all__ = [
     "Bench",
@@ -89,8 +89,8 @@ class Unfinished(Exception):
 def evaluate_run(args: argparse.Namespace) -> list[str]:
     """Do what `minigad evaluate` was asked for and return its lines.
 
-    Writes evaluation.json and report.html, and the files of --alpaca-eval and --lm-eval. Raises UserError for bad input,
-    Unfinished if the judge's calls were stopped early: the metrics without a judge are then written.
+    Writes evaluation.json, tested_on.txt and report.html, and the files of --alpaca-eval and --lm-eval. Raises UserError for
+    bad input, Unfinished if the judge's calls were stopped early: the metrics without a judge are then written.
     """
     _check_flags(args)
     bench, dataset = _bench(args)
@@ -98,11 +98,7 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
     check_unchosen(args.run, bench.prompts)
     check_outputs(args.alpaca_eval, args.lm_eval)
     opponents = [_opponent(path, bench) for path in args.against]
-    runs = [args.run, *(path for path in args.against if Path(path).is_dir())]
-    trained = {folder: trained_among(folder, bench.prompts) for folder in runs}
-    lines = [line for folder, known in trained.items() for line in trained_lines(folder, known, len(bench.prompts))]
-    known = trained[args.run]
-    trained_on = None if known is None else len(known)
+    trained_on, lines = _trained_on(args, bench)
     if args.dry_run:
         sides = [side for _, side in opponents]
         return dry_run(args, PROTOCOLS[args.protocol], bench, [config.max_completion_length], sides)
@@ -110,36 +106,74 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
     temperature = 0.0 if args.greedy else args.temperature
     evaluation = dict(record["evaluation"] or {"metrics": {}, "samples": []})
     student = load_student(args.run, config)
+    tested = [*(sample["prompt"] for sample in evaluation["samples"]), *bench.prompts]
     if dataset is not None:
-        shown = _in_wrapper(dataset) if args.paper_prompt else dataset
-        with explained("rollout", config):
-            metrics, samples = evaluate(student, shown, config, temperature=temperature, seed=args.seed)
-        if (Path(args.run) / "discriminator").is_dir():
-            discriminator = load_discriminator(args.run, config, student)
-            samples = seen_by(discriminator, [prompt for prompt, _ in group_by_prompt(shown)], samples)
-        plain = [prompt_text(prompt) for prompt in bench.prompts]  # the wrapper aside
-        samples = [sample | {"prompt": text} for sample, text in zip(samples, plain, strict=True)]
+        metrics, samples = _measured(args, student, config, bench, dataset, temperature)
         evaluation |= {"metrics": metrics, "samples": samples, "trained_on": trained_on}
         texts = [sample["student"] for sample in samples]
+        lines += [f"{name:24s} {value:.4f}" for name, value in metrics.items()]
     else:
-        metrics, texts = {}, _completions(student, config, bench.prompts, args, temperature)
+        texts = _completions(student, config, bench.prompts, args, temperature)
+    add_seen(Path(args.run) / TESTED_ON, tested)
     if dataset is not None:
         write_json(Path(args.run) / "evaluation.json", evaluation)
-    lines += [f"{name:24s} {value:.4f}" for name, value in metrics.items()]
     lines += _export(args, bench, texts, config)
-    if jury is not None:
-        others = [
-            (who, _played(who, bench, args, temperature) if isinstance(side, int) else side) for who, side in opponents
-        ]
-        about = {"student": str(args.run), "paper_prompt": args.paper_prompt, "temperature": temperature}
-        about |= {"trained_on": trained_on}
-        with closed_after(jury.model), Store(args.store or Path(args.run) / "judge.db") as store:
-            records = [one | about for one in judged(jury, bench, texts, others, store, args.seed)]
-            lines += [line for one in records for line in verdict_lines(one)] + store.ledger().lines()
-        kept = [one for one in evaluation.get("judge", []) if _place(one) not in map(_place, records)]
-        write_json(Path(args.run) / "evaluation.json", evaluation | {"judge": kept + records})
-    write_report(args.run)
+    try:
+        if jury is not None:
+            about = {"student": str(args.run), "paper_prompt": args.paper_prompt, "temperature": temperature}
+            records, said = _with_judge(args, jury, bench, texts, opponents, about | {"trained_on": trained_on})
+            kept = [one for one in evaluation.get("judge", []) if _place(one) not in map(_place, records)]
+            write_json(Path(args.run) / "evaluation.json", evaluation | {"judge": kept + records})
+            lines += said
+    finally:  # a judge that was stopped leaves new metrics
+        write_report(args.run)
     return lines
+
+
+def _trained_on(args: argparse.Namespace, bench: Bench) -> tuple[int | None, list[str]]:
+    """Return on how many of the prompts the student was trained, if that is known, and sentences on it and its opponents."""
+    runs = [args.run, *(path for path in args.against if Path(path).is_dir())]
+    known = {folder: seen_among(Path(folder) / TRAINED_ON, bench.prompts) for folder in runs}
+    lines = [line for folder, seen in known.items() for line in trained_lines(folder, seen, len(bench.prompts))]
+    mine = known[args.run]
+    return None if mine is None else len(mine), lines
+
+
+def _measured(
+    args: argparse.Namespace,
+    student: Student,
+    config: GADConfig,
+    bench: Bench,
+    dataset: Any,
+    temperature: float | None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return the measures without a judge and the samples, as the run's discriminator judges them where there is one."""
+    shown = _in_wrapper(dataset) if args.paper_prompt else dataset
+    with explained("rollout", config):
+        metrics, samples = evaluate(student, shown, config, temperature=temperature, seed=args.seed)
+    if (Path(args.run) / "discriminator").is_dir():
+        discriminator = load_discriminator(args.run, config, student)
+        samples = seen_by(discriminator, [prompt for prompt, _ in group_by_prompt(shown)], samples)
+    plain = [prompt_text(prompt) for prompt in bench.prompts]  # the wrapper aside
+    return metrics, [sample | {"prompt": text} for sample, text in zip(samples, plain, strict=True)]
+
+
+def _with_judge(
+    args: argparse.Namespace,
+    jury: Jury,
+    bench: Bench,
+    texts: list[str],
+    opponents: list[tuple[str, Side]],
+    about: dict[str, Any],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the judge's records and their sentences, with what the store holds."""
+    others = [
+        (who, _played(who, bench, args, about["temperature"]) if isinstance(side, int) else side)
+        for who, side in opponents
+    ]
+    with closed_after(jury.model), Store(args.store or Path(args.run) / "judge.db") as store:
+        records = [one | about for one in judged(jury, bench, texts, others, store, args.seed)]
+        return records, [line for one in records for line in verdict_lines(one)] + store.ledger().lines()
 
 
 def _place(record: dict[str, Any]) -> tuple[str, str]:

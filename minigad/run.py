@@ -52,10 +52,10 @@ from minigad.locking import held
 from minigad.optim import check_optimizer
 from minigad.precision import settled
 from minigad.report import write_report
+from minigad.seen import TESTED_ON, TRAINED_ON, add_seen
 from minigad.student import Student
 from minigad.toy.model import TOY_SIZES
 from minigad.train import Metrics, gad, num_steps, seqkd, soda, warmup
-from minigad.trained_on import TRAINED_ON, write_trained_on
 from minigad.vllm_sampler import VLLMSampler
 
 __all__ = [
@@ -75,7 +75,7 @@ __all__ = [
 ]
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
-PARTS = (*LOGS, TRAINED_ON, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
+PARTS = (*LOGS, TRAINED_ON, TESTED_ON, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
 
 
 class RunDirectory:
@@ -149,7 +149,7 @@ class RunDirectory:
     def write_trained_on(self, prompts: Iterable[Any]) -> None:
         """Write trained_on.txt: short hashes of the training prompts, by which `evaluate` and `choose` know them again."""
         with self.writing(TRAINED_ON):
-            write_trained_on(self.folder, prompts)
+            add_seen(self.folder / TRAINED_ON, prompts)
 
     def write_evaluation(self, numbers: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Write evaluation.json: what was measured on held-out prompts, and the texts it was measured on."""
