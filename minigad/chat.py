@@ -103,8 +103,12 @@ def decode(tokenizer: Any, completion_ids: Sequence[int]) -> tuple[str, bool]:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """Return a prompt as one readable string, for tables and reports."""
-    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    """Return a prompt as one readable string; a conversation of one user message reads as that message."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return prompt[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from minigad.checkpoint import Damaged, checkpoints, load, write_json
+from minigad.checkpoint import Damaged, checkpoints, load, write_json, write_whole
 from minigad.config import GADConfig, UserError
 from minigad.data import group_by_prompt, load_pairs, stream_prompts
 from minigad.evaluate import MIN_PROMPTS, evaluate
 from minigad.judge import PROTOCOLS
-from minigad.judging import Jury, bench_of, dry_run, judged, jury_of, load_run, text_key
+from minigad.judging import Jury, bench_of, dry_run, judged, jury_of, load_run, trained_lines
 from minigad.memory import explained
 from minigad.players import load_student, save_student
 from minigad.report import write_report
+from minigad.seen import TESTED_ON, TRAINED_ON, seen_among, text_key
 from minigad.sources import short
 from minigad.store import Store
 from minigad.student import Student
@@ -44,13 +45,15 @@ def choose(args: argparse.Namespace) -> list[str]:
 
     `out` becomes a folder that `minigad evaluate` takes as a run: config.json, student/, choice.json with all candidates
     and the prompts that were used, which evaluate refuses from then on. The runs are left as they are. A run without
-    checkpoints stands with its student. Raises UserError if prompts overlap with a test, or no candidate is in the band.
+    checkpoints stands with its student. Raises UserError if prompts are a test's or were trained on, or no candidate is in
+    the band.
     """
     _check(args)
     runs = {folder: load_run(folder) for folder in args.runs}
     dataset, _ = load_pairs(args.data)
     prompts = [prompt for prompt, _ in group_by_prompt(dataset)]
-    _check_no_test(args, dataset, runs)
+    _check_no_test(args, prompts, runs)
+    notes = [line for folder in runs for line in _check_untrained(args, folder, prompts)]
     if args.measure == "honest_auc" and len(prompts) < MIN_PROMPTS:
         raise UserError(
             f"{args.data} has {len(prompts)} prompts; honest_auc needs {MIN_PROMPTS}: add some, or --measure nll"
@@ -70,7 +73,7 @@ def choose(args: argparse.Namespace) -> list[str]:
                 candidates.append({"candidate": str(path), **_measure(student, dataset, config, args, jury)})
                 if candidates[-1]["in_band"] and (best is None or _better(candidates[-1], best.found, args.measure)):
                     weights = [parameter.detach().clone() for parameter in student.parameters().values()]
-                    best = _Kept(candidates[-1], student, weights, config, record["config"])
+                    best = _Kept(candidates[-1], student, weights, config, record["config"], Path(folder))
     if best is None:
         raise UserError(
             f"none of {len(candidates)} candidates is in the band {_band(args)}: {_ratios(candidates)}; widen it"
@@ -80,7 +83,7 @@ def choose(args: argparse.Namespace) -> list[str]:
     choice = {**about, "chosen": best.found["candidate"], "candidates": candidates, "prompts": used}
     _keep(Path(args.out), best, choice)
     write_report(args.out)
-    return _lines(args, candidates, best.found)
+    return notes + _lines(args, candidates, best.found)
 
 
 class _Kept(NamedTuple):
@@ -91,6 +94,7 @@ class _Kept(NamedTuple):
     weights: list[torch.Tensor]
     config: GADConfig
     about: dict[str, Any]
+    folder: Path
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -113,16 +117,30 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out}: there is no folder {str(Path(args.out).parent)!r}; make it first")
 
 
-def _check_no_test(args: argparse.Namespace, dataset: Any, runs: dict[str, tuple[dict[str, Any], GADConfig]]) -> None:
-    """Raise UserError if a validation prompt is one of a test: of --test, or of what a run was evaluated on."""
+def _check_no_test(
+    args: argparse.Namespace, prompts: list[Any], runs: dict[str, tuple[dict[str, Any], GADConfig]]
+) -> None:
+    """Raise UserError if a validation prompt is one of a test: of --test, or of what a run was ever evaluated on."""
     tests = {text_key(prompt) for path in args.test for _, prompt in stream_prompts(path)}
-    for record, _ in runs.values():
+    for folder, (record, _) in runs.items():
         tests |= {text_key(sample["prompt"]) for sample in (record["evaluation"] or {"samples": []})["samples"]}
-    if both := tests & {text_key(prompt) for prompt in dataset["prompt"]}:
+        tests |= set(map(text_key, seen_among(Path(folder) / TESTED_ON, prompts) or []))
+    if both := [prompt for prompt in prompts if text_key(prompt) in tests]:
         raise UserError(
-            f"{len(both)} prompts of {args.data} are test prompts (of --test, or of a run's evaluation.json), such as "
-            f"{short(min(both))}: a student chosen on them would be flattered by the test; choose on others"
+            f"{len(both)} of the {len(prompts)} prompts of {args.data} are test prompts (of --test, or measured on before: a run's evaluation.json and "
+            f"{TESTED_ON}), such as {short(both[0])}: a student chosen on them would be flattered by the test; choose on others"
         )
+
+
+def _check_untrained(args: argparse.Namespace, folder: str, prompts: list[Any]) -> list[str]:
+    """Raise UserError if a run's student was trained on a validation prompt; return a sentence if nobody can know."""
+    known = seen_among(Path(folder) / TRAINED_ON, prompts)
+    if known:
+        raise UserError(
+            f"{len(known)} of the {len(prompts)} prompts of {args.data} were trained on in {folder}, such as {short(known[0])}: the "
+            "checkpoint that remembers them best would be chosen; choose on others"
+        )
+    return trained_lines(folder, known, len(prompts))
 
 
 def _students(folder: Path, config: GADConfig) -> Iterator[tuple[Path, Student]]:
@@ -183,6 +201,9 @@ def _keep(out: Path, best: _Kept, choice: dict[str, Any]) -> None:
             parameter.copy_(weight)
     out.mkdir(exist_ok=True)
     write_json(out / "choice.json", choice)
+    for name in (TRAINED_ON, TESTED_ON):
+        if (best.folder / name).is_file():
+            write_whole(out / name, (best.folder / name).read_bytes())
     save_student(best.student, out / "student", best.config, str(best.about.get("method", "?")))
     write_json(out / "config.json", best.about)
 

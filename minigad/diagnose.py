@@ -22,11 +22,15 @@ WINDOW = 50  # logged steps of the game that an alarm looks at: one step's numbe
 # Limits. Beside each: the most extreme window of 50 steps of the healthy games, those that raise validity, and what the sick
 # ones reached, those that lose it or leak; idle are games that do neither.
 SATURATED = 0.95  # mean accuracy of D; healthy 0.86, sick 0.97 and 1.00
-OUTSCORED = 0.4  # mean accuracy of D below which the student's text beats the teacher's own; healthy 0.79, idle 0.49, sick 0.19
+OUTSCORED = (
+    0.4  # mean accuracy of D below which the student's text beats the teacher's own; healthy 0.79, idle 0.49, sick 0.19
+)
 HACKED_NLL = 0.5  # rise of the NLL of held-out teacher text, nats a token; healthy 0.13, sick 0.87 and 4.1
 KL_LIMIT = 0.6  # nats a token; healthy 0.10, sick 1.07 and 6.0
 LENGTH_DRIFT = 1.3  # ratio of mean lengths, either way; healthy 1.10, sick 1.6
-LENGTH_CORRELATION = 0.5  # absolute; healthy 0.11, sick 0.60, idle 0.86: a head that learns nothing else scores by length
+LENGTH_CORRELATION = (
+    0.5  # absolute; healthy 0.11, sick 0.60, idle 0.86: a head that learns nothing else scores by length
+)
 ENTROPY_LEFT = 0.4  # share of the first entropy; healthy 0.73; the lowest sick one, 0.44, is not spoken of
 TIED = 0.3  # mean share of groups without any difference; healthy 0.00, sick 0.30
 OVERFITTED = 0.15  # accuracy of D, training minus held-out; healthy 0.05; no game was sick in this way

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from minigad.chat import Prompt, prompt_text
 from minigad.config import UserError
-from minigad.data import prompt_key, stream_prompts
+from minigad.data import as_messages, prompt_key, stream_prompts
 from minigad.sources import object_of, one_line, read_rows, short
 
 __all__ = ["PAPER_PROMPT", "SETS", "fingerprint", "in_papers_prompt", "read_set"]
@@ -78,9 +78,9 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
 
 
 def in_papers_prompt(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return every prompt inside PAPER_PROMPT; UserError for a conversation, which it has no place for."""
+    """Return every prompt inside PAPER_PROMPT; UserError for a conversation of more than one user message, which it has no place for."""
     for prompt in prompts:
-        if not isinstance(prompt, str):
+        if [message["role"] for message in as_messages(prompt)] != ["user"]:
             raise UserError(f"the paper's wrapper takes one instruction, not the conversation {short(prompt)}")
     return [PAPER_PROMPT.format(instruction=prompt_text(prompt)) for prompt in prompts]
 

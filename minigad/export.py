@@ -86,15 +86,17 @@ def _save_folder(parquet: Path, out: Path, work: Path) -> None:
     import pyarrow.parquet
     from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    were_shown = not are_progress_bars_disabled()
-    disable_progress_bars()
     if not pyarrow.parquet.read_metadata(parquet).num_rows:
         raise UserError(f"{out}: no row is left to write, and a folder of datasets cannot be empty; name a .jsonl file")
-    # datasets locks its cache, which a network drive may not be able to
-    with tempfile.TemporaryDirectory(dir=work if can_lock(work) else None) as cache:
-        Dataset.from_parquet(str(parquet), cache_dir=cache).save_to_disk(str(work / "new"))
-    if were_shown:
-        enable_progress_bars()
+    were_shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        # datasets locks its cache, which a network drive may not be able to
+        with tempfile.TemporaryDirectory(dir=work if can_lock(work) else None) as cache:
+            Dataset.from_parquet(str(parquet), cache_dir=cache).save_to_disk(str(work / "new"))
+    finally:
+        if were_shown:
+            enable_progress_bars()
     if out.exists():
         os.replace(out, work / "old")
     os.replace(work / "new", out)

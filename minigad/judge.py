@@ -26,6 +26,7 @@ from minigad.teacher import Answer, Teacher
 
 __all__ = [
     "PROTOCOLS",
+    "Own",
     "Protocol",
     "Verdicts",
     "compare",
@@ -77,7 +78,7 @@ better, [[C]] if they are equally good."""
 Points = tuple[float, float]  # what the first and the second completion got
 Bar = Callable[[int], AbstractContextManager[tuple[Callable[[str], None], Callable[[Progress], None]]]]
 
-_RATING = re.compile(r"(\d{1,2}(?:\.\d+)?)\s*[,;\s]\s*(\d{1,2}(?:\.\d+)?)")
+_RATING = re.compile(r"(\d{1,2}(?:\.\d+)?)(?:\s*[,;]\s*|\s+)(\d{1,2}(?:\.\d+)?)")
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
 
@@ -88,6 +89,14 @@ class Protocol(NamedTuple):
     form: str
     read: Callable[[str], Points | None]
     measure: str
+
+
+class Own(NamedTuple):
+    """The judge's own completion of each prompt, None where none was had; how many were cut off at its token limit."""
+
+    texts: list[str | None]
+    cut_off: int
+    summary: Summary
 
 
 @dataclass(frozen=True)
@@ -136,14 +145,15 @@ PROTOCOLS = {protocol.name: protocol for protocol in (RATING, PAIRWISE)}
 
 def own_completions(
     judge_model: Teacher, prompts: Sequence[Prompt], store: Store, settings: CollectSettings, bar: Bar
-) -> tuple[list[str | None], Summary]:
-    """Return the judge's own completion of each prompt, which the rating compares with; None where none was had."""
+) -> Own:
+    """Return the judge's own completion of each prompt, which the rating compares with."""
     once = replace(settings, samples=1)
     places = [(f"prompt {i + 1}", prompt) for i, prompt in enumerate(prompts)]
     with bar(len(places)) as (say, tick):
         summary = collect(judge_model, places, store, once, wanted=len(places), again=_is_empty, say=say, tick=tick)
     found = [next(drawn(store, judge_model.name, prompt, once, _is_empty)) for _, prompt in places]
-    return [(answers[-1].text.strip() or None) if answers else None for answers in found], summary
+    texts = [(answers[-1].text.strip() or None) if answers else None for answers in found]
+    return Own(texts, sum(bool(answers) and answers[-1].finish_reason == "length" for answers in found), summary)
 
 
 def judge(
@@ -222,12 +232,12 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
 def numbers_of(
     protocol: Protocol, verdicts: Verdicts, ours: Sequence[str], theirs: Sequence[str | None], seed: int = 0
 ) -> dict[str, float]:
-    """Return the measures of a judged student, each with _low and _high (95%, bootstrap over prompts).
+    """Return the measures of a judged student, each with _low and _high (95%, bootstrap over prompts; see stats.is_point).
 
     score (rating) is 100 · student / (student + judge's own), 50 is parity (arXiv 2511.10643, section 3.1), *here* in both
     orders; win_rate (pairwise) counts a tie half, in percent, and comes with its length-controlled twin, wins, ties and
     losses. first_share: percent of the points that go to what is shown first, 50 is no position bias. same_in_both_orders:
-    share of judged pairs. agreement: Krippendorff's alpha of the runs, of two or more. Raises UserError if nothing could be read.
+    percent of judged pairs. agreement: Krippendorff's alpha of the runs, of two or more. Raises UserError if nothing could be read.
     """
     values = verdicts.values
     kept = np.isfinite(values)
@@ -266,9 +276,13 @@ def _outcomes(shares: np.ndarray) -> dict[str, float]:
     both = shares.reshape(-1, 2)
     both = both[np.isfinite(both).all(1)]
     mean = both.mean(1)
-    same = (both[:, 0] == both[:, 1]).mean()
-    shown = {"wins": (mean > 0.5).mean(), "ties": (mean == 0.5).mean(), "losses": (mean < 0.5).mean()}
-    return {name: 100 * float(value) for name, value in shown.items()} | {"same_in_both_orders": float(same)}
+    shown = {
+        "wins": mean > 0.5,
+        "ties": mean == 0.5,
+        "losses": mean < 0.5,
+        "same_in_both_orders": both[:, 0] == both[:, 1],
+    }
+    return {name: 100 * float(value.mean()) for name, value in shown.items()}
 
 
 def compare(values: np.ndarray, others: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, float]]:

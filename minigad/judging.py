@@ -37,8 +37,9 @@ from minigad.outputs import check_outputs, read_outputs, write_alpaca_eval, writ
 from minigad.players import load_discriminator, load_student
 from minigad.reading import read_json, read_run
 from minigad.report import write_report
+from minigad.seen import TESTED_ON, TRAINED_ON, add_seen, seen_among, text_key
 from minigad.sources import short
-from minigad.stats import holm
+from minigad.stats import holm, is_point
 from minigad.store import Store
 from minigad.student import Student
 from minigad.teach import closed_after, make_teacher, price_line, progress_bar, settings_of
@@ -55,6 +56,7 @@ __all__ = [
     "judged",
     "jury_of",
     "load_run",
+    "trained_lines",
     "verdict_lines",
 ]
 
@@ -89,8 +91,8 @@ class Unfinished(Exception):
 def evaluate_run(args: argparse.Namespace) -> list[str]:
     """Do what `minigad evaluate` was asked for and return its lines.
 
-    Writes evaluation.json and report.html, and the files of --alpaca-eval and --lm-eval. Raises UserError for bad input,
-    Unfinished if the judge's calls were stopped early: the metrics without a judge are then written.
+    Writes evaluation.json, tested_on.txt and report.html, and the files of --alpaca-eval and --lm-eval. Raises UserError for
+    bad input, Unfinished if the judge's calls were stopped early: the metrics without a judge are then written.
     """
     _check_flags(args)
     bench, dataset = _bench(args)
@@ -98,6 +100,7 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
     check_unchosen(args.run, bench.prompts)
     check_outputs(args.alpaca_eval, args.lm_eval)
     opponents = [_opponent(path, bench) for path in args.against]
+    trained_on, lines = _trained_on(args, bench)
     if args.dry_run:
         sides = [side for _, side in opponents]
         return dry_run(args, PROTOCOLS[args.protocol], bench, [config.max_completion_length], sides)
@@ -105,35 +108,74 @@ def evaluate_run(args: argparse.Namespace) -> list[str]:
     temperature = 0.0 if args.greedy else args.temperature
     evaluation = dict(record["evaluation"] or {"metrics": {}, "samples": []})
     student = load_student(args.run, config)
+    tested = [*(sample["prompt"] for sample in evaluation["samples"]), *bench.prompts]
     if dataset is not None:
-        shown = _in_wrapper(dataset) if args.paper_prompt else dataset
-        with explained("rollout", config):
-            metrics, samples = evaluate(student, shown, config, temperature=temperature, seed=args.seed)
-        if (Path(args.run) / "discriminator").is_dir():
-            discriminator = load_discriminator(args.run, config, student)
-            samples = seen_by(discriminator, [prompt for prompt, _ in group_by_prompt(shown)], samples)
-        plain = [prompt_text(prompt) for prompt in bench.prompts]  # the wrapper aside
-        samples = [sample | {"prompt": text} for sample, text in zip(samples, plain, strict=True)]
-        evaluation |= {"metrics": metrics, "samples": samples}
+        metrics, samples = _measured(args, student, config, bench, dataset, temperature)
+        evaluation |= {"metrics": metrics, "samples": samples, "trained_on": trained_on}
         texts = [sample["student"] for sample in samples]
+        lines += [f"{name:24s} {value:.4f}" for name, value in metrics.items()]
     else:
-        metrics, texts = {}, _completions(student, config, bench.prompts, args, temperature)
+        texts = _completions(student, config, bench.prompts, args, temperature)
+    add_seen(Path(args.run) / TESTED_ON, tested)
     if dataset is not None:
         write_json(Path(args.run) / "evaluation.json", evaluation)
-    lines = [f"{name:24s} {value:.4f}" for name, value in metrics.items()]
     lines += _export(args, bench, texts, config)
-    if jury is not None:
-        others = [
-            (who, _played(who, bench, args, temperature) if isinstance(side, int) else side) for who, side in opponents
-        ]
-        about = {"student": str(args.run), "paper_prompt": args.paper_prompt, "temperature": temperature}
-        with closed_after(jury.model), Store(args.store or Path(args.run) / "judge.db") as store:
-            records = [one | about for one in judged(jury, bench, texts, others, store, args.seed)]
-            lines += [line for one in records for line in verdict_lines(one)] + store.ledger().lines()
-        kept = [one for one in evaluation.get("judge", []) if _place(one) not in map(_place, records)]
-        write_json(Path(args.run) / "evaluation.json", evaluation | {"judge": kept + records})
-    write_report(args.run)
+    try:
+        if jury is not None:
+            about = {"student": str(args.run), "paper_prompt": args.paper_prompt, "temperature": temperature}
+            records, said = _with_judge(args, jury, bench, texts, opponents, about | {"trained_on": trained_on})
+            kept = [one for one in evaluation.get("judge", []) if _place(one) not in map(_place, records)]
+            write_json(Path(args.run) / "evaluation.json", evaluation | {"judge": kept + records})
+            lines += said
+    finally:  # a judge that was stopped leaves new metrics
+        write_report(args.run)
     return lines
+
+
+def _trained_on(args: argparse.Namespace, bench: Bench) -> tuple[int | None, list[str]]:
+    """Return on how many of the prompts the student was trained, if that is known, and sentences on it and its opponents."""
+    runs = [args.run, *(path for path in args.against if Path(path).is_dir())]
+    known = {folder: seen_among(Path(folder) / TRAINED_ON, bench.prompts) for folder in runs}
+    lines = [line for folder, seen in known.items() for line in trained_lines(folder, seen, len(bench.prompts))]
+    mine = known[args.run]
+    return None if mine is None else len(mine), lines
+
+
+def _measured(
+    args: argparse.Namespace,
+    student: Student,
+    config: GADConfig,
+    bench: Bench,
+    dataset: Any,
+    temperature: float | None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return the measures without a judge and the samples, as the run's discriminator judges them where there is one."""
+    shown = _in_wrapper(dataset) if args.paper_prompt else dataset
+    with explained("rollout", config):
+        metrics, samples = evaluate(student, shown, config, temperature=temperature, seed=args.seed)
+    if (Path(args.run) / "discriminator").is_dir():
+        discriminator = load_discriminator(args.run, config, student)
+        samples = seen_by(discriminator, [prompt for prompt, _ in group_by_prompt(shown)], samples)
+    plain = [prompt_text(prompt) for prompt in bench.prompts]  # the wrapper aside
+    return metrics, [sample | {"prompt": text} for sample, text in zip(samples, plain, strict=True)]
+
+
+def _with_judge(
+    args: argparse.Namespace,
+    jury: Jury,
+    bench: Bench,
+    texts: list[str],
+    opponents: list[tuple[str, Side]],
+    about: dict[str, Any],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the judge's records and their sentences, with what the store holds."""
+    others = [
+        (who, _played(who, bench, args, about["temperature"]) if isinstance(side, int) else side)
+        for who, side in opponents
+    ]
+    with closed_after(jury.model), Store(args.store or Path(args.run) / "judge.db") as store:
+        records = [one | about for one in judged(jury, bench, texts, others, store, args.seed)]
+        return records, [line for one in records for line in verdict_lines(one)] + store.ledger().lines()
 
 
 def _place(record: dict[str, Any]) -> tuple[str, str]:
@@ -220,9 +262,19 @@ def check_unchosen(folder: str | Path, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def text_key(prompt: Prompt) -> str:
-    """Return a string that is equal for prompts that read the same, white space aside, however they were written down."""
-    return " ".join(prompt_text(prompt).split())
+def trained_lines(folder: str | Path, known: list[Prompt] | None, total: int) -> list[str]:
+    """Return a sentence if a run's student was trained on some of `total` prompts (`known`), or if nobody can know."""
+    if known is None:
+        return [
+            f"note: {folder} has no {TRAINED_ON} (an older minigad made it): whether its student was trained on these prompts is "
+            "not known"
+        ]
+    if not known:
+        return []
+    return [
+        f"WARNING: the student of {folder} was trained on {len(known)} of the {total} prompts, such as {short(known[0])}: "
+        "what it says to them is no sample of what it says to others"
+    ]
 
 
 # --- completions ---
@@ -367,14 +419,15 @@ def _rated(
     about: dict[str, Any],
     withheld: int,
 ) -> dict[str, Any]:
-    own, summary = own_completions(jury.model, prompts, store, jury.settings, progress_bar)
-    _check_answered(jury, summary, any(text is not None for text in own))
+    own = own_completions(jury.model, prompts, store, jury.settings, progress_bar)
+    _check_answered(jury, own.summary, any(text is not None for text in own.texts))
 
     def verdicts_of(texts: list[str]) -> Verdicts:
-        return _finished(jury, judge(jury.model, RATING, prompts, texts, own, store, jury.settings, progress_bar))
+        return _finished(jury, judge(jury.model, RATING, prompts, texts, own.texts, store, jury.settings, progress_bar))
 
     mine = verdicts_of(ours)
-    record = _record(jury, about["data"], mine, ours, own, about, withheld, seed)
+    record = _record(jury, about["data"], mine, ours, own.texts, about, withheld, seed)
+    record["counts"]["own_cut_off"] = own.cut_off
     rows = compare(mine.values, [verdicts_of(texts).values for _, texts in against], seed)
     record["comparisons"] = [{"with": name, **row} for (name, _), row in zip(against, rows, strict=True)]
     return record
@@ -444,13 +497,22 @@ def _record(
 def verdict_lines(record: dict[str, Any]) -> list[str]:
     """Return a judge's record as sentences."""
     numbers, counts = record["numbers"], record["counts"]
-    lines = [f"{record['title']}, by {record['judge']}: {', '.join(f'{v} {k}' for k, v in counts.items())}"]
+    counted = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
+    lines = [f"{record['title']}, by {record['judge']}: {counted}"]
     for name, value in numbers.items():
         if not name.endswith(("_low", "_high")):
-            ends = [numbers[f"{name}{end}"] for end in ("_low", "_high") if f"{name}{end}" in numbers]
-            lines.append(f"  {name:28s} {value:.2f}" + (f" (95%: {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""))
+            lines.append(f"  {name.replace('_', ' '):28s} {value:.2f}{_span(name, numbers, '.2f')}")
     for row in record["comparisons"]:
-        span = f"(95%: {row['difference_low']:+.2f} to {row['difference_high']:+.2f})"
         p = f"p {row['p_value']:.4f}, {row['p_holm']:.4f} after Holm"
-        lines.append(f"  difference from {row['with']}: {row['difference']:+.2f} {span}, {p}")
+        lines.append(
+            f"  difference from {row['with']}: {row['difference']:+.2f}{_span('difference', row, '+.2f')}, {p}"
+        )
     return lines
+
+
+def _span(name: str, numbers: dict[str, Any], form: str) -> str:
+    """Return a number's interval in words, if it has one."""
+    if f"{name}_low" not in numbers:
+        return ""
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    return " (no interval: all prompts alike)" if is_point(low, high) else f" (95%: {low:{form}} to {high:{form}})"

@@ -46,7 +46,7 @@ def attribution_html(seen: Attribution) -> str:
     """Return a completion with the discriminator's contributions: coloured, explained, and as a table for who cannot hover."""
     limit = colour_limit([seen])
     rows = "".join(
-        f'<tr><td><code style="white-space:pre-wrap">{_shown(text)}</code></td><td>{value:+.3f}</td></tr>'
+        f'<tr><td><code style="white-space:pre-wrap">{_shown(text).replace(" ", "␣")}</code></td><td>{value:+.3f}</td></tr>'
         for text, value in zip(seen.pieces, seen.contributions, strict=True)
     )
     return (

@@ -237,10 +237,9 @@ def _pieces(axes: Axes, pieces: list[str]) -> None:
         axes.set_xlabel(f"piece of the completion, of {len(pieces)}")
         return
     words = [visible(piece).replace("\n", "↵").replace(" ", "␣")[:16] for piece in pieces]
-    upright = max(map(len, words)) <= 2
-    axes.set_xticks(range(len(words)), words, rotation=0 if upright else 90, fontsize="small")
-    for label in axes.get_xticklabels():
-        label.set_parse_math(False)
+    axes.set_xticks(range(len(words)), words, fontsize="small")
+    for word, label in zip(words, axes.get_xticklabels(), strict=True):
+        label.set(parse_math=False, rotation=0 if len(word) <= 2 else 90)
 
 
 def plot_stacked(bars: dict[str, dict[str, float]], x_label: str, limits: dict[str, float] | None = None) -> Figure:

@@ -19,6 +19,7 @@ from minigad.diagnose import diagnose
 from minigad.markup import LEGEND, coloured
 from minigad.markup import escape as _text
 from minigad.reading import read_run
+from minigad.stats import is_point
 
 __all__ = ["write_report"]
 
@@ -98,14 +99,24 @@ def _evaluation(evaluation: dict[str, Any] | None) -> str:
     main = [(name, _beside(name, metrics), meaning) for name, meaning in MEANINGS.items() if name in metrics]
     shown = {key.format(name) for name in MEANINGS for key in ("{}", *BESIDE)}
     rest = [(name, _number(value)) for name, value in metrics.items() if name not in shown]
-    return _table(main) + (f"<details><summary>All other measures</summary>{_table(rest)}</details>" if rest else "")
+    return (
+        _trained_on(evaluation)
+        + _table(main)
+        + (f"<details><summary>All other measures</summary>{_table(rest)}</details>" if rest else "")
+    )
+
+
+def _trained_on(record: dict[str, Any]) -> str:
+    """A warning where a student was measured on what it was trained on; older records do not say."""
+    number = record.get("trained_on")
+    return _note(f"The student was trained on {_text(number)} of these prompts.") if number else ""
 
 
 JUDGED = {
     "score": "100 · student / (student + judge's own completion): 50 is parity; both orders; rewards detail, and so length",
     "win_rate": "percent of prompts, a tie half: 50 is parity; both orders",
     "length_controlled_win_rate": "the same at equal length, by AlpacaEval 2's model (arXiv 2404.04475)",
-    "length_effect": "log-odds that one standard deviation more text earns; 0: length does not matter",
+    "length_effect": "log-odds that far more text earns, three quarters of it for one standard deviation more; 0: length does not matter",
     "first_share": "percent of the points that go to what is shown first: 50 is no position bias",
     "mean_characters": "characters a completion of the student",
     "agreement": "Krippendorff's alpha between runs of the judge: 1 is agreement, 0 is chance",
@@ -142,7 +153,7 @@ def _judge_record(record: dict[str, Any]) -> str:
         p = ", ".join(f"{name} {_number(row[name])}" for name in ("p_value", "p_holm") if name in row)
         rows.append((f"difference from {row['with']}", _beside("difference", row), p))
     said = ", ".join(f"{_number(value)} {name.replace('_', ' ')}" for name, value in counts.items())
-    return f"<h3>{_text(record['title'])}, by {_text(record['judge'])}</h3>{_note(_text(said))}{_table([*rows, *rest])}"
+    return f"<h3>{_text(record['title'])}, by {_text(record['judge'])}</h3>{_note(_text(said))}{_trained_on(record)}{_table([*rows, *rest])}"
 
 
 def _number(value: Any) -> str:
@@ -151,6 +162,9 @@ def _number(value: Any) -> str:
 
 def _beside(name: str, metrics: dict[str, Any]) -> str:
     """A number with what it must be read beside: its interval, its standard error, its ceiling."""
+    ends = [metrics[f"{name}{end}"] for end in ENDS[1:] if f"{name}{end}" in metrics]
+    if len(ends) == 2 and is_point(*ends):
+        return f"{_number(metrics[name])} (no interval: all prompts alike)"
     found = [(metrics[key.format(name)], words) for key, words in BESIDE.items() if key.format(name) in metrics]
     parts = [_number(metrics[name]), *(words.format(_number(value)) for value, words in found)]
     return " ".join(parts).replace(" ;", ";")

@@ -71,8 +71,12 @@ def score_texts(
         )
     if not completions:
         return []
-    scores = discriminator.scores_of(discriminator.encode(prompts, completions, done)).scores.tolist()
-    for i, score in enumerate(scores):
+    return _finite(discriminator.scores_of(discriminator.encode(prompts, completions, done)).scores).tolist()
+
+
+def _finite(scores: torch.Tensor) -> torch.Tensor:
+    """Return scores as they are; FloatingPointError for one that is not finite."""
+    for i, score in enumerate(scores.tolist()):
         if not math.isfinite(score):
             raise FloatingPointError(f"the discriminator's score of completion {i} is {score}; its weights are damaged")
     return scores
@@ -125,7 +129,7 @@ def filter_pairs(
     dataset, report = load_pairs(source)
     prompts, completions = list(dataset["prompt"]), list(dataset["completion"])
     read = discriminator.encode_teacher(prompts, completions)
-    scores = discriminator.scores_of(read).scores
+    scores = _finite(discriminator.scores_of(read).scores)
     against = _sample_scores(discriminator, prompts, num_generations, seed)
     preferences = torch.sigmoid(scores.unsqueeze(1) - against).double().mean(1)
     columns = (prompts, completions, scores.tolist(), preferences.tolist())

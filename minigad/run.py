@@ -82,6 +82,7 @@ def distill(
     }
     with lock(config.output_dir):
         run = RunDirectory(config.output_dir, config, details, resume=resume)
+        run.write_trained_on(train["prompt"])
         state = run.resume(student, discriminator)
         parallel.wait()  # the others read the checkpoint that this process goes on from
         stopped = _train(run, state, _play(state, train, heldout, config, method), config, len(train))

@@ -1,4 +1,4 @@
-"""A run directory that can be read without this library: config.json, metrics.jsonl, samples.jsonl, student/, discriminator/, report.html.
+"""A run directory that can be read without this library: config.json, metrics.jsonl, samples.jsonl, trained_on.txt, student/, discriminator/, report.html.
 
 Here it is written, kept from a second process, and held against the settings that it was begun with. `minigad.reading` reads it.
 """
@@ -24,12 +24,13 @@ from minigad.discriminator import Discriminator
 from minigad.locking import held
 from minigad.metrics import Metrics
 from minigad.reading import check_links, read_json
+from minigad.seen import TESTED_ON, TRAINED_ON, add_seen
 from minigad.student import Student
 
 __all__ = ["RunDirectory", "lock"]
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
-PARTS = (*LOGS, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
+PARTS = (*LOGS, TRAINED_ON, TESTED_ON, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
 
 
 class RunDirectory:
@@ -99,6 +100,11 @@ class RunDirectory:
             logs = {name: _synced_size(self.folder / name) for name in LOGS}
             self.saved = save(self.folder, state, {"logs": logs, "versions": versions(), **self.about})
             prune(self.folder, keep)
+
+    def write_trained_on(self, prompts: Iterable[Any]) -> None:
+        """Write trained_on.txt: short hashes of the training prompts, by which `evaluate` and `choose` know them again."""
+        with self.writing(TRAINED_ON):
+            add_seen(self.folder / TRAINED_ON, prompts)
 
     def write_evaluation(self, numbers: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Write evaluation.json: what was measured on held-out prompts, and the texts it was measured on."""

@@ -6,6 +6,7 @@ it is no new evidence. Nothing here knows what was measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ __all__ = [
     "bootstrap",
     "fit_logistic",
     "holm",
+    "is_point",
     "length_controlled",
     "mean_interval",
     "paired_p_value",
@@ -38,8 +40,13 @@ class Interval(NamedTuple):
     high: float
 
 
+def is_point(low: float, high: float) -> bool:
+    """Tell whether an interval is none: a bootstrap of one prompt, or of equal ones, cannot know what it did not see."""
+    return math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-9)
+
+
 class LengthControlled(NamedTuple):
-    """A win rate at equal length, and the effect of length: the log-odds that one standard deviation more text earns."""
+    """A win rate at equal length, and phi: the log-odds that far more text earns, 0.76 of it for one standard deviation more."""
 
     win_rate: Interval
     length_effect: Interval
@@ -51,7 +58,7 @@ def bootstrap(
     """Return the K statistics with their bootstrap intervals over prompts (percentiles of the draws).
 
     The percentiles are those of "expanded" intervals (Hesterberg, arXiv 1411.5279, section 4.3): Student's t in place of
-    the normal, and sqrt(n / (n - 1)), since plain ones are too narrow for few prompts. One prompt gives points.
+    the normal, and sqrt(n / (n - 1)), since plain ones are too narrow for few prompts. One prompt, or equal ones, give points.
     """
     from scipy.stats import norm, t
 
@@ -132,7 +139,10 @@ def length_controlled(
         weights = fit_logistic(x, won, times, start=start)
         return np.stack([_sigmoid(weights[:, 0]), weights[:, 1]], axis=1)
 
-    return LengthControlled(*bootstrap(fits, len(won), seed=seed, resamples=resamples))
+    found = bootstrap(fits, len(won), seed=seed, resamples=resamples)
+    if (won == won[0]).all():  # what varies between the draws is how far the ridge lets them run
+        found = [Interval(one.value, one.value, one.value) for one in found]
+    return LengthControlled(*found)
 
 
 def fit_logistic(

@@ -103,7 +103,8 @@ def test_the_papers_wrapper_is_the_papers():
     assert wrapped.startswith("Below is an instruction that describes a task.")
     assert wrapped.endswith("completes the request.\n### Instruction: Add {1} and 2.\n### Response:")
     with pytest.raises(UserError, match="takes one instruction, not the conversation"):
-        in_papers_prompt([[{"role": "user", "content": "a"}]])
+        in_papers_prompt([[{"role": role, "content": "a"} for role in ("system", "user")]])
+    assert in_papers_prompt([[{"role": "user", "content": "Add {1} and 2."}]]) == [wrapped]
 
 
 def test_a_fingerprint_knows_the_prompts_and_their_order():

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,10 @@ def longer(prompt, first, second, sample):
         ("-7 9", None),
         ("", None),
         ("٧ ٩", (7, 9)),
+        ("8 , 3", (8, 3)),
+        ("83", None),
+        ("8,,3", None),
+        ("8" + " " * 200_000 + "x", None),
     ],
 )
 def test_a_rating_is_read_or_refused_never_guessed(reply, points):
@@ -116,7 +121,7 @@ def test_known_preferences_come_back_in_both_orders(tmp_path):
     assert numbers["win_rate"] == 50
     assert (numbers["wins"], numbers["ties"], numbers["losses"]) == pytest.approx((100 / 3, 100 / 3, 100 / 3))
     assert numbers["first_share"] == 50
-    assert numbers["same_in_both_orders"] == 1
+    assert numbers["same_in_both_orders"] == 100
     assert (verdicts.replies, verdicts.asked_again, verdicts.malformed) == (6, 0, 0)
 
 
@@ -196,12 +201,26 @@ def test_the_judge_writes_its_own_completion_once(tmp_path):
     teacher = ScriptedTeacher("judge", function)
     with Store(tmp_path / "judge.db") as store:
         for _ in range(2):
-            own, _ = own_completions(teacher, ["p0", "p1"], store, settings(samples=3), no_bar)
+            own = own_completions(teacher, ["p0", "p1"], store, settings(samples=3), no_bar).texts
     assert own == ["own of p0", None]
     assert sorted(calls) == [("p0", 0), ("p0", 1), ("p1", 0), ("p1", 1), ("p1", 2)]
     verdicts = ask(scripted(lambda *_: "5 5"), RATING, ["a", "b"], own, tmp_path)
     assert verdicts.replies == 2
     assert math.isnan(verdicts.values[1])
+
+
+def test_own_completions_that_were_cut_off_are_counted(tmp_path):
+    """Too few tokens for the judge's replies cut its own completion too, which would flatter the student beside it."""
+
+    class Short(ScriptedTeacher):
+        def answer(self, messages, sampling, sample):
+            reason = "length" if messages[-1]["content"] == "p1" else "stop"
+            return replace(super().answer(messages, sampling, sample), finish_reason=reason)
+
+    with Store(tmp_path / "judge.db") as store:
+        own = own_completions(Short("judge", lambda *_: "words"), ["p0", "p1", "p2"], store, settings(), no_bar)
+    assert own.texts == ["words"] * 3
+    assert own.cut_off == 1
 
 
 def test_runs_are_separate_replies_and_their_agreement_is_reported(tmp_path):

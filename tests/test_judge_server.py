@@ -21,7 +21,7 @@ def test_a_weak_judge_is_read_or_counted_and_asked_once(server, tmp_path):  # no
     with Store(tmp_path / "judge.db") as store:
         for again in (False, True):
             served = log.read_text().count("POST /v1/chat/completions")
-            own, _ = own_completions(weak, PROMPTS, store, few, no_bar)
+            own = own_completions(weak, PROMPTS, store, few, no_bar).texts
             assert all(own)
             for protocol, others in ((RATING, own), (PAIRWISE, THEIRS)):
                 verdicts = judge(weak, protocol, PROMPTS, OURS, others, store, few, no_bar)

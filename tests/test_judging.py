@@ -107,13 +107,32 @@ def test_a_rating_goes_into_the_evaluation_and_the_report(folder, judge, capsys)
         expected.append(mine / (mine + other))
     assert record["values"] == pytest.approx(expected)
     assert record["numbers"]["score"] == pytest.approx(100 * sum(expected) / 12)
-    assert record["counts"] == {"prompts": 12, "judged": 12, "withheld": 0, "replies": 24, "asked_again": 0, "malformed": 0, "without_reply": 0}  # fmt: skip
+    assert record["counts"] == {"prompts": 12, "judged": 12, "withheld": 0, "replies": 24, "asked_again": 0, "malformed": 0, "without_reply": 0, "own_cut_off": 0}  # fmt: skip
     out = capsys.readouterr().out
     assert re.search(r"rating on heldout.jsonl, by scripted: 12 prompts, 12 judged", out)
-    assert re.search(r"score +\d+\.\d\d \(95%: \d+\.\d\d to \d+\.\d\d\)", out)
+    assert re.search(r"score +\d+\.\d\d \(no interval: all prompts alike\)", out), "all texts are of one length here"
     page = (folder / "run" / "report.html").read_text(encoding="utf-8")
     assert "<h2>Judge</h2><figure>" in page
     assert "rating on heldout.jsonl, by scripted" in page
+
+
+def test_a_record_in_words():
+    numbers = {"score": 41.0, "score_low": 35.126, "score_high": 47.0, "mean_characters": 80.0}
+    record = {"title": "rating on a", "judge": "j", "counts": {"prompts": 3, "asked_again": 1}, "numbers": numbers}
+    row = {
+        "with": "b",
+        "difference": -1.5,
+        "difference_low": -3.0,
+        "difference_high": 0.0,
+        "p_value": 0.06,
+        "p_holm": 0.12,
+    }
+    assert judging.verdict_lines(record | {"comparisons": [row]}) == [
+        "rating on a, by j: 3 prompts, 1 asked again",
+        "  score                        41.00 (95%: 35.13 to 47.00)",
+        "  mean characters              80.00",
+        "  difference from b: -1.50 (95%: -3.00 to +0.00), p 0.0600, 0.1200 after Holm",
+    ]
 
 
 def test_a_second_command_asks_nobody_and_says_the_same(folder, judge):
@@ -164,7 +183,7 @@ def test_the_agreement_of_two_runs_of_the_judge_is_in_the_record_the_lines_and_t
     assert "alpha between runs of the judge" in (folder / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_opponents_are_runs_and_files_of_outputs(folder, judge):
+def test_opponents_are_runs_and_files_of_outputs(folder, judge, capsys):
     """The student against itself ties everywhere; against its own words and more it loses; Holm over both."""
     assert run(folder, "--greedy", "--alpaca-eval", folder / "ours.json") == 0
     rows = json.loads((folder / "ours.json").read_text(encoding="utf-8"))
@@ -182,6 +201,11 @@ def test_opponents_are_runs_and_files_of_outputs(folder, judge):
     p = loss["comparisons"][0]["p_value"]
     assert p == pytest.approx(2 / 2**12)
     assert loss["comparisons"][0]["p_holm"] == pytest.approx(2 * p)
+    said = capsys.readouterr().out
+    assert "win rate                     0.00 (no interval: all prompts alike)" in said
+    assert re.search(r"difference from wordy, less 50: -50.00 \(no interval: all prompts alike\), p 0.0005", said)
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<td>0 (no interval: all prompts alike)</td>" in page
     assert run(folder, "--greedy", "--against", folder / "twin") == 0
     assert records(folder)[-1]["comparisons"][0]["difference"] == 0
 

@@ -109,6 +109,19 @@ def test_filter_refuses_what_means_nothing(judge, changes, words):
         filter_pairs(judge, PAIRS, **changes)
 
 
+def test_filter_does_not_call_a_pair_bad_whose_score_is_not_a_number(judge, monkeypatch):
+    """Of pairs alone, as where a long one overflows: the samples' scores are fine."""
+    whole = judge.scores_of
+
+    def scores_of(rows):
+        found = whole(rows)
+        return found._replace(scores=torch.full_like(found.scores, math.nan)) if len(rows) == 2 else found
+
+    monkeypatch.setattr(judge, "scores_of", scores_of)
+    with pytest.raises(FloatingPointError, match="score of completion 0 is nan"):
+        filter_pairs(judge, PAIRS[:2], num_generations=3)
+
+
 def test_reward_function_reads_both_of_trls_forms(judge):
     reward = as_reward_function(judge)
     plain = reward(prompts=["say a", "say b"], completions=["a", "bc"], completion_ids=[[1], [2]], extra=[1, 2])

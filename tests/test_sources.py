@@ -5,7 +5,7 @@ import json
 
 import datasets
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, are_progress_bars_disabled
 
 from minigad.config import UserError
 from minigad.data import load_pairs, read_jsonl, stream_prompts, to_preferences, write_jsonl
@@ -144,6 +144,7 @@ def test_no_rows_can_be_written_too(tmp_path, name):
         load_pairs(tmp_path / name)
     with pytest.raises(UserError, match="no row is left to write"):
         write_pairs(tmp_path / "folder", [])
+    assert not are_progress_bars_disabled(), "the user's bars are as they were"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

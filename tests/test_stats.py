@@ -12,6 +12,7 @@ from minigad.stats import (
     bootstrap,
     fit_logistic,
     holm,
+    is_point,
     length_controlled,
     mean_interval,
     paired_p_value,
@@ -51,6 +52,16 @@ def test_interval_has_the_width_of_theory():
 
 def test_interval_of_one_prompt_is_a_point():
     assert mean_interval([0.25]) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("values", [[0.4], [0.6] * 12, [0.1] * 7])
+def test_equal_values_and_a_single_one_have_no_interval(values):
+    """The bootstrap of twelve wins is twelve wins: shown as 95%, it would promise that the next one is no loss."""
+    found = mean_interval(values)
+    assert is_point(found.low, found.high)
+    assert found.value == pytest.approx(values[0])
+    assert not is_point(*mean_interval([*values, 0.3])[1:])
+    assert not is_point(0.0, 1e-3)
 
 
 def test_interval_is_a_function_of_its_seed():
@@ -180,6 +191,7 @@ def test_length_control_of_one_length_is_the_raw_win_rate():
 def test_length_control_of_separated_data_is_finite(won):
     found = length_controlled(won, np.arange(20.0) - 9.5)
     assert np.isfinite([*found.win_rate, *found.length_effect]).all()
+    assert is_point(*found.win_rate[1:]) == bool(won.all()), "equal verdicts know no interval at equal length either"
     assert found.win_rate.low <= found.win_rate.value <= found.win_rate.high + 1e-6
     assert found.win_rate.value == pytest.approx(1.0 if won.all() else 0.5, abs=0.01)
 

@@ -54,6 +54,7 @@ def demo(output_dir: Path, seed: int = 0, *, quick: bool = False) -> list[tuple[
     data = letters_dataset(8000, seed)
     student = Student.load(config, tokenizer=letters_tokenizer())
     run = RunDirectory(output_dir, config, {"method": "gad", "train_rows": len(data), "world": "toy-letters"})
+    run.write_trained_on(data["prompt"])
     discriminator = Discriminator.load(config, student)
     _finish(run.record(warmup(student, discriminator, data, config)), config, len(data))
     results = [("SeqKD (the warm-up)", letters_metrics(student, config, "heldout", 1.0))]
