@@ -169,7 +169,7 @@ def draw() -> Figure:
                 )
         axes.set(title=title, xlabel="KL(teacher‖student), nats: what is missed", ylabel="KL(student‖teacher), nats: what is wrong")  # fmt: skip
         if name == "toy_letters":
-            axes.set(xscale="log", yscale="log", xlim=(0.8, 15), ylim=(2.5, 60))
+            axes.set(xscale="log", yscale="log", xlim=(0.8, 40), ylim=(2.5, 60))
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
                 axis.set_major_formatter("{x:g}")
