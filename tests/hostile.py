@@ -169,6 +169,7 @@ output("a file", a_file)
 output("below a file", lambda folder: a_file(folder) + "/run")
 output("a device", lambda folder: "/dev/null")
 output("a place that cannot be written", lambda folder: "/proc/minigad-run")
+output("an empty name", lambda folder: "")
 output("NUL in the path", lambda folder: str(folder / "a\0b"))
 output("a name of 5,000 characters", lambda folder: str(folder / ("a" * 5000)))
 

@@ -128,6 +128,16 @@ def test_any_terminal_is_written_to(redirect, status, tmp_path):
         assert r"\xfc" in (tmp_path / "out").read_text()
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_machine_whose_memory_is_full_is_one_sentence(error, pairs, tmp_path, monkeypatch, capsys):
+    def full(*args, **options):
+        raise error
+
+    monkeypatch.setattr(run_module, "distill", full)
+    assert distill(pairs, tmp_path / "run") == 2
+    assert "this machine's memory is full; lower --token-budget" in capsys.readouterr().err
+
+
 def test_an_unknown_flag_is_refused_rather_than_guessed(pairs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         distill(pairs, tmp_path / "run", "--max-step", "3")
