@@ -49,6 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # what a command knows more of, it says itself
         print(visible(f"minigad: error: {_unwritten(error)}"), file=sys.stderr)
         return 2
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # torch's allocator for CPUs raises no better type; memory.py speaks of GPUs
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        print(
+            "minigad: error: this machine's memory is full; lower --token-budget, which a run may change when it goes on from its last "
+            "checkpoint with --resume, or close other programs",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _open_streams() -> None:

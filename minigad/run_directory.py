@@ -127,7 +127,9 @@ class RunDirectory:
         try:
             yield
         except OSError as error:
-            safe = f"{self.saved.name} is safe" if self.saved else "no checkpoint was written yet"
+            safe = "no checkpoint was written yet"
+            if self.saved:
+                safe = f"{self.saved.name} is {'safe' if self.saved.is_dir() else 'gone'}"
             raise UserError(
                 f"{what} could not be written in {str(self.folder)!r} ({error.strerror or error}); {safe}: make room "
                 "or mend the permissions, then run the same command with --resume"
@@ -139,6 +141,8 @@ def lock(folder: str | Path) -> Iterator[None]:
     """Keep a second process out of a run's folder. Where the file system has no locks, say so and go on."""
     from filelock import Timeout
 
+    if not str(folder):
+        raise UserError("output_dir is '', which would be the folder you are in; give a name, or '.' if that is meant")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         check_links(Path(folder))

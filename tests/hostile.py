@@ -169,6 +169,7 @@ output("a file", a_file)
 output("below a file", lambda folder: a_file(folder) + "/run")
 output("a device", lambda folder: "/dev/null")
 output("a place that cannot be written", lambda folder: "/proc/minigad-run")
+output("an empty name", lambda folder: "")
 output("NUL in the path", lambda folder: str(folder / "a\0b"))
 output("a name of 5,000 characters", lambda folder: str(folder / ("a" * 5000)))
 
@@ -238,6 +239,8 @@ run("metrics.jsonl with a list", {"metrics.jsonl": b"[]\n"})
 run("metrics without a phase", {"metrics.jsonl": lines([{"step": 1}])})
 run("metrics whose step is text", {"metrics.jsonl": lines([{**ROW, "step": "<script>"}])})
 run("metrics whose reward is text", {"metrics.jsonl": lines([{**ROW, "reward": "high"}])})
+run("metrics whose step is 10^400", {"metrics.jsonl": lines([{**ROW, "step": 10**400}])})
+run("diagnosis of a reward of 10^400", {"metrics.jsonl": lines([{**ROW, "reward": 10**400}])}, "diagnose")
 run("metrics with NaN", {"metrics.jsonl": b'{"phase": "gad", "step": 1, "reward": NaN}\n'})
 run("metrics with a torn last line", {"metrics.jsonl": lines([ROW]) + b'{"phase": "g'})
 run("samples that are numbers", {"samples.jsonl": b"1\n2\n"})
@@ -294,6 +297,30 @@ case("run: a file", lambda folder: ["report", str(pairs(folder))])
 case("run: NUL in the path", lambda folder: ["report", "a\0b"])
 
 
+def pipe(folder: Path, name: str) -> None:
+    """Put a pipe, whose reader waits for ever, in the place of a file of a run."""
+    os.mkfifo(folder / name)
+
+
+def piped_run(folder: Path) -> list[str]:
+    (folder / "old").mkdir()
+    (folder / "old" / "config.json").write_bytes(json.dumps(RECORD).encode())
+    pipe(folder / "old", "metrics.jsonl")
+    return ["diagnose", str(folder / "old")]
+
+
+def resumed_pipe(below: str, name: str) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        (folder / "run" / below).mkdir(parents=True)
+        pipe(folder / "run" / below, name)
+        return distill(folder, "--resume")
+
+    return make
+
+
+case("run: a pipe for metrics.jsonl", piped_run)
+
+
 def resumed(name: str, files: dict[str, Any]) -> None:
     def make(folder: Path) -> list[str]:
         (folder / "run").mkdir()
@@ -316,6 +343,9 @@ resumed("a checkpoint without a manifest", {"checkpoint-9/state.json": {}})
 resumed("a manifest that leads out of the folder", {"checkpoint-9/manifest.json": {"../../pairs.jsonl": {"bytes": 1}}})
 resumed("a manifest 100,000 deep", {"checkpoint-9/manifest.json": b"[" * 100_000})
 resumed("a checkpoint that is a file", {"checkpoint-9": b"x"})
+
+case("resume: a pipe for config.json", resumed_pipe("", "config.json"))
+case("resume: a pipe for a manifest", resumed_pipe("checkpoint-9", "manifest.json"))
 
 # --- collecting ---
 
@@ -351,6 +381,8 @@ FINE = {
     "resume: a manifest that leads out of the folder",
     "resume: a manifest 100,000 deep",
     "resume: a checkpoint that is a file",
+    "resume: a pipe for a manifest",
+    "run: diagnosis of a reward of 10^400",
 }
 
 

@@ -142,8 +142,9 @@ def writes(folder: Path, stride: int) -> dict[str, Any]:
     begun = folder / "begun"
     assert killed_at(begun, 4)  # its last step is done, and not yet written
     whole = outcome(play(shutil.copytree(begun, folder / "whole")))
-    poor(folder / "counted")
-    play(shutil.copytree(begun, folder / "counted"))
+    counted = shutil.copytree(begun, folder / "counted")
+    poor(counted)
+    play(counted)
     calls = C.poor_disk_calls()
     wrong, said, spared = [], [], []
     for at in range(0, calls, stride):

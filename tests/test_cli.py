@@ -3,14 +3,20 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from minigad import run as run_module
 from minigad.cli import main
+from minigad.config import GADConfig
 from minigad.data import write_jsonl
 from minigad.reading import read_run
+from minigad.run_directory import RunDirectory
+
+ROOT = Path(__file__).parent.parent
 
 SMALL = [
     "--preset",
@@ -100,6 +106,36 @@ def test_bad_settings_are_one_sentence_and_write_nothing(flags, words, pairs, tm
     assert message.startswith("minigad: error: ")
     assert words in message
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("redirect", "status"),
+    [("| true", 1), (">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0), ("> out", 0)],
+)
+def test_any_terminal_is_written_to(redirect, status, tmp_path):
+    """A reader that has seen enough, closed streams, and an encoding that lacks the characters of a folder's name."""
+    run = RunDirectory(tmp_path / "ü", GADConfig(), {"method": "gad"}).folder
+    row = {"phase": "gad", "step": 1, "reward": 0.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**row, "step": i}) + "\n" for i in range(1, 9)))
+    command = f'set -o pipefail; "{sys.executable}" -m minigad report "$1" {redirect}'
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", str(run)], capture_output=True, text=True, env=env, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+    assert (run / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+    if redirect == "> out":
+        assert r"\xfc" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_machine_whose_memory_is_full_is_one_sentence(error, pairs, tmp_path, monkeypatch, capsys):
+    def full(*args, **options):
+        raise error
+
+    monkeypatch.setattr(run_module, "distill", full)
+    assert distill(pairs, tmp_path / "run") == 2
+    assert "this machine's memory is full; lower --token-budget" in capsys.readouterr().err
 
 
 def test_an_unknown_flag_is_refused_rather_than_guessed(pairs, tmp_path, capsys):

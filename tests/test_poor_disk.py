@@ -59,7 +59,7 @@ def test_a_run_and_a_collection_on_a_drive_mount(poor, tmp_path):
 
 def failing_writes(poor, folder, stride):
     found, _ = poor("writes", folder, stride)
-    assert found["calls"] > 100
+    assert found["calls"] > 90
     assert not found["wrong"]
     assert 0 < 2 * len(found["spared"]) < len(found["said"])  # those ended as if nothing had failed
     reasons = ("No space left on device", "Permission denied", "Input/output error")

@@ -184,6 +184,8 @@ def test_what_would_change_the_past_is_refused_by_name(rows, tmp_path):
         assert words in str(error.value)
     with pytest.raises(UserError, match="data \\("):
         play(folder, [*rows[1:], rows[0]], resume=True)
+    with pytest.raises(UserError, match="other settings: heldout_data \\("):
+        play(folder, [*rows[:184], *rows[185:], rows[184]], resume=True)
     with pytest.raises(UserError, match="method \\('gad' then, 'soda' now\\)"):
         play(folder, rows, method="soda", resume=True)
     assert {path: path.read_bytes() for path in folder.rglob("*.jsonl")} == before
@@ -238,9 +240,10 @@ def test_each_setting_is_free_or_refused_by_name(name, tmp_path, capsys):
 
 
 def test_what_else_a_run_depends_on_is_refused_by_name(tmp_path):
-    about = {"method": "gad", "models": {"toy": "commit-a"}, "data": "sha-a", "processes": 1}
+    about = {"method": "gad", "models": {"toy": "commit-a"}, "data": "sha-a", "heldout_data": "sha-h", "processes": 1}
     run = RunDirectory(tmp_path / "run", CONFIG, about)
-    for name, value in {"method": "soda", "models": {"toy": "commit-b"}, "data": "sha-b", "processes": 2}.items():
+    others = {"method": "soda", "models": {"toy": "commit-b"}, "data": "b", "heldout_data": "b", "processes": 2}
+    for name, value in others.items():
         with pytest.raises(UserError, match=rf"other settings: {name} \("):
             RunDirectory(tmp_path / "run", CONFIG, about | {name: value}, resume=True)
     assert RunDirectory(tmp_path / "run", CONFIG, about, resume=True).about == run.about

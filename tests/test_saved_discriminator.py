@@ -148,6 +148,16 @@ def test_a_library_that_cannot_write_leaves_the_old_folder_and_says_what_to_do(e
     assert old.read_text() == "old"
 
 
+def test_a_checkpoint_that_somebody_deleted_is_not_called_safe(tmp_path):
+    run = RunDirectory(tmp_path / "run", PRESETS["toy"], {})
+    run.saved = run.folder / "checkpoint-3"
+    with (
+        pytest.raises(UserError, match=r"No such file or directory.*; checkpoint-3 is gone: "),
+        run.writing("metrics.jsonl"),
+    ):
+        raise OSError(2, "No such file or directory")
+
+
 def test_a_run_without_a_game_has_no_discriminator_to_load(tmp_path):
     RunDirectory(tmp_path, PRESETS["toy"], {"method": "seqkd"})
     with pytest.raises(UserError, match=r"has no discriminator/ \(its method is 'seqkd'\)"):
