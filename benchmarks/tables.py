@@ -25,7 +25,16 @@ SURVIVING, BAKEOFF, CLAIMS, RECIPE = (
 )
 ONE_DIMENSION = ["kl_student_teacher", "kl_teacher_student", "sigma", "mass_on_modes", "cpu_seconds"]
 REAL = ["kl_student_teacher", "kl_teacher_student", "bayes_auc", "honest_auc", "mean_length", "cpu_seconds"]
-VS_TRL = ["seconds", "tokens_per_second", "peak_memory_gb", "times_trl_speed", "of_trl_memory"]
+VS_TRL = [
+    "seconds",
+    "rollout_seconds",
+    "discriminator_update_seconds",
+    "student_update_seconds",
+    "tokens_per_second",
+    "peak_memory_gb",
+    "times_trl_speed",
+    "of_trl_memory",
+]
 LETTERS = ["validity", "kl_student_teacher", "kl_teacher_student", "entropy", "modes", "cpu_seconds"]
 
 
