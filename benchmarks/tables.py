@@ -23,7 +23,16 @@ README = Path(__file__).parent.parent / "README.md"
 DOCS = README.parent / "docs"
 ONE_DIMENSION = ["kl_student_teacher", "kl_teacher_student", "sigma", "mass_on_modes", "cpu_seconds"]
 REAL = ["kl_student_teacher", "kl_teacher_student", "bayes_auc", "honest_auc", "mean_length", "cpu_seconds"]
-VS_TRL = ["seconds", "tokens_per_second", "peak_memory_gb", "times_trl_speed", "of_trl_memory"]
+VS_TRL = [
+    "seconds",
+    "rollout_seconds",
+    "discriminator_update_seconds",
+    "student_update_seconds",
+    "tokens_per_second",
+    "peak_memory_gb",
+    "times_trl_speed",
+    "of_trl_memory",
+]
 IN_SHORT = {
     "toy_letters": ["seqkd", "seqkd-equal-cpu", "soda", "gad-sequence", "gad-implicit", "frozen-implicit"],
     "smollm2": ["base", "seqkd", "seqkd at T 0.7", "soda", "orpo-distill", "gad-sequence", "gad-implicit"],

@@ -16,6 +16,7 @@ from minigad.config import (
     BOUNDS,
     CHOICES,
     PRESETS,
+    SHORT_NAMES,
     GADConfig,
     UserError,
     make_config,
@@ -194,7 +195,9 @@ def _add_tools(commands: Any) -> None:
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--preset", help=f"where the other settings come from: {', '.join(PRESETS)}; default: the student's own"
+        "--preset",
+        help=f"where the other settings come from: {', '.join(PRESETS)}; default: the student's own, or "
+        "smollm2-135m, which is small, where it has none",
     )
     parser.add_argument(
         "--config", metavar="FILE.toml", help="a recipe: config fields, and `preset`; flags override it"
@@ -353,6 +356,25 @@ def _config(args: argparse.Namespace) -> GADConfig:
     recipe = recipe_settings(args.config) if args.config else {}
     preset = args.preset or recipe.pop("preset", None) or preset_for(flags.get("student", "toy"))
     return make_config(preset, {name: value for name, value in (recipe | flags).items() if name != "preset"})
+
+
+def _say_preset(args: argparse.Namespace, config: GADConfig) -> None:
+    """Say whose settings a student takes that no preset was made for: they may be far too small for it."""
+    if (
+        args.preset
+        or args.config
+        or preset_for(config.student) == config.student
+        or config.student in SHORT_NAMES.values()
+    ):
+        return
+    print(
+        visible(
+            f"minigad: there is no preset for student {config.student!r}: what you do not set is as in {preset_for(config.student)!r} (prompts "
+            f"to {config.max_prompt_length} tokens, completions to {config.max_completion_length}, quantization {config.quantization}); "
+            f"--preset takes another's, of {', '.join(PRESETS)}"
+        ),
+        file=sys.stderr,
+    )
 
 
 def _distill(args: argparse.Namespace) -> int:
@@ -556,8 +578,10 @@ def _report(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace) -> int:
     from minigad.fit import gpu_bytes, report
 
-    memory = gpu_bytes(args.gpu)
-    print("\n".join(report(_config(args), memory)))
+    memory, config = gpu_bytes(args.gpu), _config(args)
+    lines = report(config, memory)
+    _say_preset(args, config)
+    print("\n".join(lines))
     return 0
 
 

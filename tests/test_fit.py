@@ -444,6 +444,20 @@ def test_a_student_by_its_hub_name_takes_its_own_preset(capsys):
     assert by_hub_name.replace("Qwen/Qwen2.5-14B-Instruct", "qwen2.5-14b") == capsys.readouterr().out
 
 
+def test_a_student_without_a_preset_is_told_whose_settings_it_takes(tmp_path, capsys):
+    """A folder with a 7B model would else be trained on 48 tokens without a word."""
+    transformers_config(ARCHITECTURES["qwen2.5-7b"]).save_pretrained(tmp_path)
+    command = ["fit", "--student", str(tmp_path), "--gpu", "80GB"]
+    assert main(command) == 0
+    assert (
+        "is as in 'smollm2-135m' (prompts to 128 tokens, completions to 48, quantization none)"
+        in capsys.readouterr().err
+    )
+    assert main([*command, "--preset", "qwen2.5-7b"]) == 0
+    assert main(["fit", "--student", "Qwen/Qwen2.5-7B-Instruct", "--gpu", "80GB"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_no_row_is_advised_beyond_the_models_context():
     room = largest(PRESETS["qwen2.5-0.5b"], "max_completion_length", 80e9)
     assert room == 32768 - 2048

@@ -76,7 +76,7 @@ from minigad.merge import merge
 from minigad.student import Student
 
 base, out = sys.argv[1:]
-config = GADConfig(student=base, lora_r=4, quantization="nf4", dtype="bfloat16", gradient_checkpointing=True)
+config = GADConfig(student=base, lora_r=4, quantization="nf4", dtype="bfloat16", gradient_checkpointing=True, max_prompt_length=64)
 student = Student.load(config)
 student.freeze_reference()
 student.save_pretrained(f"{out}/adapter")

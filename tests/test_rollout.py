@@ -52,6 +52,20 @@ def test_neither_the_budget_nor_departures_change_a_draw(student, monkeypatch):
         assert ids_of(student) == whole
 
 
+def test_a_prompt_is_read_once_and_a_row_that_ended_no_more(student, monkeypatch):
+    monkeypatch.setattr(rollout, "DEPARTURE", 0.0)  # at once
+    seen = []
+    hook = student.model.base_model.register_forward_hook(
+        lambda _module, _args, kwargs, _output: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    spoken = ids_of(student)
+    hook.remove()
+    assert seen[0] == (len(PROMPTS), max(len(encode_prompt(student.tokenizer, prompt)) for prompt in PROMPTS))
+    still = [sum(len(ids) > step for ids in spoken) for step in range(1, max(map(len, spoken)))]
+    assert seen[1:] == [(rows, 1) for rows in still]
+    assert still[-1] < still[0]
+
+
 def test_rows_of_one_prompt_differ_and_another_seed_gives_other_draws(student):
     whole = ids_of(student)
     assert len(set(whole)) > len(PROMPTS)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from minigad import model as model_module
 from minigad.chat import Row, decode, encode, encode_prompt
 from minigad.config import PRESETS, UserError
 from minigad.discriminator import Discriminator
@@ -100,6 +101,30 @@ def test_logprobs_are_those_of_the_full_model():
         ]
         torch.testing.assert_close(values[: len(expected)], torch.stack(expected), atol=1e-5, rtol=1e-5)
         assert bool((values[len(expected) :] == 0).all())
+
+
+@pytest.mark.parametrize("kind", ["sequence", "prefix", "implicit"])
+def test_the_lm_head_reads_completion_tokens_in_chunks_and_a_head_of_scores_needs_none_of_it(kind, data, monkeypatch):
+    """Trap 16: logits of every token and row at once would be gigabytes."""
+    monkeypatch.setattr(model_module, "LOGITS_CHUNK", 16)
+    config = CONFIG.replace(discriminator=kind, discriminator_model="", token_budget=10_000)
+    student = make_student(config)
+    discriminator, rows = Discriminator.load(config, student), []
+    student.freeze_reference()
+    players = {"student": student, "reference": student.reference, "discriminator": discriminator.language_model}
+    for name, player in players.items():
+        head = player.model.get_output_embeddings()
+        head.register_forward_hook(lambda _m, inputs, _o, name=name: rows.append((name, inputs[0].shape)))
+    prompts, completions = first_batch(data)
+    rollouts = student.generate(prompts, config, seed=0, num_generations=4)
+    rows.clear()
+    discriminator_step(discriminator, None, rollouts, completions)
+    assert any(name == "discriminator" for name, _ in rows) == (kind == "implicit")
+    assert all(shape[0] <= 16 and len(shape) == 2 for _, shape in rows)
+    rows.clear()
+    student.logprobs_of(rollouts.rows, token_budget=10_000)
+    assert sum(shape[0] for _, shape in rows) == sum(len(row.completion_ids) for row in rollouts.rows)
+    assert max(shape[0] for _, shape in rows) == 16
 
 
 def test_mask_counts_the_end_token_even_where_pad_equals_it():
