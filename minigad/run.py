@@ -1,4 +1,4 @@
-"""A run directory that can be read without this library: config.json, metrics.jsonl, samples.jsonl, trained_on.txt, student/, discriminator/, report.html.
+"""A run directory that can be read without this library: config.json, metrics.jsonl, samples.jsonl, student/, discriminator/, report.html.
 
 `distill` fills it, and can be killed at any moment and resumed: see minigad.checkpoint.
 """
