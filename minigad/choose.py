@@ -127,8 +127,9 @@ def _check_no_test(
         tests |= set(map(text_key, seen_among(Path(folder) / TESTED_ON, prompts) or []))
     if both := [prompt for prompt in prompts if text_key(prompt) in tests]:
         raise UserError(
-            f"{len(both)} of the {len(prompts)} prompts of {args.data} are test prompts (of --test, or measured on before: a run's evaluation.json and "
-            f"{TESTED_ON}), such as {short(both[0])}: a student chosen on them would be flattered by the test; choose on others"
+            f"{len(both)} of the {len(prompts)} prompts of {args.data} are test prompts (of --test, or measured on before: a "
+            f"run's evaluation.json and {TESTED_ON}), such as {short(both[0])}: a student chosen on them would be flattered by "
+            "the test; choose on others"
         )
 
 

@@ -404,8 +404,8 @@ def judged(
         records.append(_record(jury, f"{bench.name}, against {name}", verdicts, ours, texts, about, withheld, seed))
         values.append(verdicts.values)
     even = [compare(one, [np.full(len(one), 0.5)], seed)[0] for one in values]
-    for record, row, p, (name, _) in zip(records, even, holm([row["p_value"] for row in even]), against, strict=True):
-        record["comparisons"] = [{"with": f"{name}, less 50", **row, "p_holm": p}]
+    for record, row, p in zip(records, even, holm([row["p_value"] for row in even]), strict=True):
+        record["comparisons"] = [{"with": "parity (50)", **row, "p_holm": p}]
     return records
 
 

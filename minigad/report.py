@@ -118,7 +118,12 @@ JUDGED = {
     "length_controlled_win_rate": "the same at equal length, by AlpacaEval 2's model (arXiv 2404.04475)",
     "length_effect": "log-odds that far more text earns, three quarters of it for one standard deviation more; 0: length does not matter",
     "first_share": "percent of the points that go to what is shown first: 50 is no position bias",
+    "wins": "percent of pairs that the student wins; won in one order and lost in the other is a tie",
+    "ties": "percent of pairs",
+    "losses": "percent of pairs",
+    "same_in_both_orders": "percent of pairs with one verdict, whichever was shown first",
     "mean_characters": "characters a completion of the student",
+    "other_mean_characters": "characters a completion of the other side",
     "agreement": "Krippendorff's alpha between runs of the judge: 1 is agreement, 0 is chance",
 }
 
@@ -129,13 +134,14 @@ def _judged(records: Sequence[dict[str, Any]]) -> str:
 
     if not records:
         return ""
+    several = len({record["judge"] for record in records}) > 1
     shown = [
         (
-            f"{name.replace('_', ' ')}, {record['title'].partition(' on ')[2]}",
+            f"{words}, {record['title'].partition(' on ')[2]}" + (f", by {record['judge']}" if several else ""),
             *(record["numbers"].get(f"{name}{end}") for end in ENDS),
         )
         for record in records
-        for name in ("score", "win_rate", "length_controlled_win_rate")
+        for name, words in SHORT.items()
     ]
     whole: list[Any] = [row for row in shown if all(isinstance(value, (int, float)) for value in row[1:])]
     figure = _figure(plot_intervals(whole, "points of 100; dashed: parity", 50.0), "Judged scores with 95% intervals")
@@ -143,6 +149,7 @@ def _judged(records: Sequence[dict[str, Any]]) -> str:
 
 
 ENDS = ("", "_low", "_high")
+SHORT = {"score": "score", "win_rate": "win rate", "length_controlled_win_rate": "at equal length"}  # in the figure
 
 
 def _judge_record(record: dict[str, Any]) -> str:
@@ -150,7 +157,8 @@ def _judge_record(record: dict[str, Any]) -> str:
     rows = [(name, _beside(name, numbers), meaning) for name, meaning in JUDGED.items() if name in numbers]
     rest = [(name, _number(v)) for name, v in numbers.items() if not name.endswith(ENDS[1:]) and name not in JUDGED]
     for row in record["comparisons"]:
-        p = ", ".join(f"{name} {_number(row[name])}" for name in ("p_value", "p_holm") if name in row)
+        words = {"p_value": "p {}", "p_holm": "{} after Holm's correction"}
+        p = ", ".join(form.format(_number(row[name])) for name, form in words.items() if name in row)
         rows.append((f"difference from {row['with']}", _beside("difference", row), p))
     said = ", ".join(f"{_number(value)} {name.replace('_', ' ')}" for name, value in counts.items())
     return f"<h3>{_text(record['title'])}, by {_text(record['judge'])}</h3>{_note(_text(said))}{_trained_on(record)}{_table([*rows, *rest])}"

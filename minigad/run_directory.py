@@ -1,4 +1,4 @@
-"""A run directory that can be read without this library: config.json, metrics.jsonl, samples.jsonl, trained_on.txt, student/, discriminator/, report.html.
+"""A run directory that can be read without this library: config.json, metrics.jsonl, samples.jsonl, student/, discriminator/, report.html.
 
 Here it is written, kept from a second process, and held against the settings that it was begun with. `minigad.reading` reads it.
 """

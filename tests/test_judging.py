@@ -13,7 +13,7 @@ from fault_server import FaultServer
 from safetensors.torch import load_file
 from test_judge import SECTIONS, scripted
 
-from minigad import judging
+from minigad import judging, plots
 from minigad.choose import MEASURES
 from minigad.cli import main
 from minigad.collect import estimate_tokens
@@ -21,6 +21,7 @@ from minigad.config import GADConfig
 from minigad.data import write_jsonl
 from minigad.evaluate import evaluate, words_of
 from minigad.judge import RATING
+from minigad.plots import plot_intervals
 from minigad.reading import read_run
 from minigad.run import distill
 from minigad.stats import agreement
@@ -135,6 +136,26 @@ def test_a_record_in_words():
     ]
 
 
+def test_the_figure_tells_two_judges_apart(folder, judge, monkeypatch):
+    """By name where there are two, within what a label has room for."""
+    labels = []
+
+    def spy(rows, *about):
+        labels.append([label for label, *_ in rows])
+        return plot_intervals(rows, *about)
+
+    monkeypatch.setattr(plots, "plot_intervals", spy)
+    assert run(folder, "--greedy", "--protocol", "pairwise") == 0
+    judge.name = "another"
+    assert run(folder, "--greedy", "--protocol", "pairwise") == 0
+    where = "heldout.jsonl, against teacher"
+    assert labels[0] == [f"win rate, {where}", f"at equal length, {where}"]
+    assert labels[1] == [
+        f"{words}, {where}, by {name}" for name in ("scripted", "another") for words in ("win rate", "at equal length")
+    ]
+    assert max(map(len, labels[1])) <= 60
+
+
 def test_a_second_command_asks_nobody_and_says_the_same(folder, judge):
     assert run(folder, "--greedy") == 0
     first, asked = records(folder), len(judge.asked)
@@ -203,7 +224,7 @@ def test_opponents_are_runs_and_files_of_outputs(folder, judge, capsys):
     assert loss["comparisons"][0]["p_holm"] == pytest.approx(2 * p)
     said = capsys.readouterr().out
     assert "win rate                     0.00 (no interval: all prompts alike)" in said
-    assert re.search(r"difference from wordy, less 50: -50.00 \(no interval: all prompts alike\), p 0.0005", said)
+    assert re.search(r"difference from parity \(50\): -50.00 \(no interval: all prompts alike\), p 0.0005", said)
     page = (folder / "run" / "report.html").read_text(encoding="utf-8")
     assert "<td>0 (no interval: all prompts alike)</td>" in page
     assert run(folder, "--greedy", "--against", folder / "twin") == 0
