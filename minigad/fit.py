@@ -482,6 +482,8 @@ def _engine_line(config: GADConfig, shape: Architecture, memory: float) -> str:
     needed = _weight_bytes(settled, shape) + _longest(config) * shape.kv_bytes(DTYPE_BYTES[settled.dtype])
     share, part = memory * config.vllm_gpu_memory_utilization, config.vllm_gpu_memory_utilization
     verdict = "fits" if needed <= share else "does not fit: raise --vllm-gpu-memory-utilization"
+    if config.quantization == "nf4":
+        verdict += "; in 4 bits, which vLLM 0.32 cannot read any more: with it --quantization none"
     return (
         f"vLLM takes {part:g} of the card, {share / 1e9:.1f} GB, for which it needs at least {needed / 1e9:.1f} GB (its copy of the base "
         f"and one row's keys and values; more rows sample faster): {verdict}"

@@ -52,7 +52,15 @@ class VLLMSampler:
             )
         self.config = config
         self._start = engine or VLLMEngine
-        self._engine: Any = self._start(config)
+        try:
+            self._engine: Any = self._start(config)
+        except UserError:
+            raise
+        except Exception as error:  # of whatever kind: not enough memory, a model or a dtype that it does not have
+            raise UserError(
+                f"the vLLM engine did not start ({_line(error)}); change its --vllm-gpu-memory-utilization, now "
+                f"{config.vllm_gpu_memory_utilization:g}, if it is memory, or sample with --sampler transformers"
+            ) from error
         self._folder = Path(tempfile.mkdtemp(prefix="minigad-vllm-"))
         self._delete = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # at exit, if not closed
         self._count = 0
@@ -139,13 +147,13 @@ class VLLMEngine:
             ) from error
         from minigad import hub
 
-        room = config.max_prompt_length + config.max_completion_length
+        room, quantization = config.max_prompt_length + config.max_completion_length, _quantization(config)
         before = set(multiprocessing.active_children())
         with _on_own_gpu():
             self._llm = LLM(
                 model=str(hub.resolve(config.student)),
                 dtype=settled(config).dtype,
-                quantization="bitsandbytes" if config.quantization == "nf4" else None,
+                quantization=quantization,
                 enable_lora=True,
                 max_lora_rank=next(rank for rank in RANKS if rank >= config.lora_r),
                 max_model_len=room,
@@ -205,6 +213,22 @@ class VLLMEngine:
         if failed:
             raise failed[0]
         return done[0]
+
+
+def _quantization(config: GADConfig) -> str | None:
+    """Return vLLM's name of how the base is held; UserError for 4 bits where this vLLM has them no more (0.32 has not)."""
+    if config.quantization == "none":
+        return None
+    from vllm import __version__
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    if "bitsandbytes" not in QUANTIZATION_METHODS:
+        raise UserError(
+            f"config field 'quantization' is {config.quantization!r} but vLLM {__version__} cannot read a base in bitsandbytes' 4 bits; "
+            "install an older vLLM that can, set --quantization none for base and engine in 16 bits, or sample with "
+            "--sampler transformers"
+        )
+    return "bitsandbytes"
 
 
 @contextmanager

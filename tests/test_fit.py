@@ -474,6 +474,7 @@ def test_the_share_that_vllm_takes_is_not_the_trainers(capsys):
     command = ["fit", "--student", "qwen2.5-14b", "--sampler", "vllm", "--gpu"]
     assert main([*command, "80GB"]) == 0
     out = capsys.readouterr().out
+    assert "which vLLM 0.32 cannot read any more" in out
     assert "vLLM takes 0.3 of the card, 24.0 GB" in out and "fits in 56.0 GB" in out
     config = PRESETS["qwen2.5-14b"]
     assert "rollout" in out and bill_of(config.replace(sampler="vllm")).phase_bytes("rollout") == 0
