@@ -162,10 +162,11 @@ def test_what_a_sharded_base_cannot_do_is_refused(monkeypatch):
 
 
 def test_when_a_process_dies_the_others_stop_with_a_sentence(tmp_path):
-    started = time.monotonic()
+    """Within a minute of the death: how long a busy machine takes to start two processes is not the question."""
     survivor, victim = launch(tmp_path, die="die", port=30513)
+    victim.communicate(timeout=240)
+    died = time.monotonic()
     errors = survivor.communicate(timeout=60)[1]
-    victim.communicate(timeout=60)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - died < 60
     assert survivor.returncode != 0
     assert "process 0 of 2 lost another process of this run" in errors
