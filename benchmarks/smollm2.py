@@ -190,6 +190,8 @@ METHODS: dict[str, Callable[[Bench], None]] = {
     "seqkd": Bench.imitate,
     "soda": lambda bench: bench.prefer("soda"),
     "gad-sequence": lambda bench: bench.play("gad-sequence"),
+    "gad-prefix": lambda bench: bench.play("gad-prefix", discriminator="prefix"),
+    "frozen-sequence": lambda bench: bench.play("frozen-sequence", freeze_discriminator=True),
     "gad-implicit": lambda bench: bench.play("gad-implicit", **IMPLICIT),
     "orpo-distill": lambda bench: bench.prefer_odds("orpo-distill"),
     "dial": lambda bench: bench.play_rounds("dial"),
