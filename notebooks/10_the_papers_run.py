@@ -316,7 +316,7 @@ print("steps of the game:", [m["step"] for m in run["metrics"] if m["phase"] == 
 #    agreed within 5%.
 # 2. Training reaches over a third of the card's rate; sampling less than a tenth of what reading the weights would allow. Sampling is
 #    half of the hours.
-# 3. 1,120 predicted H100-hours against the paper's 480, and 610 with an engine's assumed rate: predictions, until somebody runs it.
+# 3. 1,120 predicted H100-hours against the paper's 480, and 738 at an engine's rate: predictions, until somebody runs it.
 
 # %% [markdown]
 # ## Exercise 1
