@@ -127,10 +127,11 @@ def completions_sampled(world: str, method: str) -> int:
     batch, head = config.warmup_batch_size, config.replace(**toy_letters.HEAD) if letters else config
     orpo, rounds = (toy_letters.ORPO, toy_letters.DIAL_ROUNDS) if letters else (smollm2.ORPO, smollm2.DIAL)
     counts: dict[str, Callable[[], int]] = {
-        **dict.fromkeys(("teacher", "base", "seqkd", "seqkd-best", "seqkd-equal-cpu", "seqkd-cheating"), lambda: 0),
+        **dict.fromkeys(("teacher", "base", "seqkd", "seqkd-best", "seqkd-equal-cpu", "seqkd-longer", "seqkd-cheating"), lambda: 0),
         **dict.fromkeys(("soda", "seqkd-on-surrogate"), lambda: rows),
         **dict.fromkeys(("gad-sequence", "gad-prefix", "frozen-sequence"), lambda: _played(head)),
         **dict.fromkeys((f"{who}-implicit{how}" for who in ("gad", "frozen") for how in ("", "-sft", "-small", "-fast")), lambda: _played(config)),
+        "gad-after-seqkd": lambda: _played(config.replace(max_steps=toy_letters.LATE_STEPS)),
         "gad-after-soda": lambda: rows + _played(config),
         "orpo-distill": lambda: rows + round(rows / 2) * ((num_steps(orpo["epochs"], rows, batch) - 1) // max(1, round(rows / batch))),
         "dial": lambda: rounds["rounds"] * rounds["prompts_a_round"] * config.num_generations,

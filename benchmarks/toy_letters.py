@@ -39,6 +39,8 @@ SIZE = 8000
 EQUAL_CPU_EPOCHS = 110.0  # of SeqKD: the processor time of warm-up, surrogate and game together, to a few percent
 SFT_WEIGHT = 0.1  # of the cross-entropy beside the policy loss in gad-implicit-sft
 FAST = 3e-3  # three times the toy preset's
+LATE_STEPS = 200  # of the game from saturated SeqKD, as in beyond.py, where validation prompts spoke for it
+LONGER_EPOCHS = 160.0  # of SeqKD: the processor time of that start and game together, from beyond.py's seconds
 # ORPO-Distill and DIAL, chosen by tune_rivals.py; epochs and rounds so that the processor time is that of the games.
 ORPO: dict[str, Any] = {"epochs": 27.0, "learning_rate": 1e-2, "weight": 0.1}
 DIAL: dict[str, Any] = {"discriminator": "implicit", "dpo_learning_rate": 3e-4}
@@ -192,8 +194,16 @@ def run_fast(seed: int, split: str) -> list[Row]:
     return bench.rows
 
 
+def run_late(seed: int, split: str) -> list[Row]:
+    """Play from where SeqKD has little more to give, and give SeqKD the time that this takes, with one seed."""
+    bench = Bench(seed, split, start_epochs=EQUAL_CPU_EPOCHS)
+    bench.play("gad-after-seqkd", discriminator="implicit", max_steps=LATE_STEPS)
+    bench.imitate("seqkd-longer", LONGER_EPOCHS)
+    return bench.rows
+
+
 def run_seed(seed: int, split: str) -> list[Row]:
-    """Run every method but those of run_rivals and run_fast with one seed."""
+    """Run every method but those of run_rivals, run_fast and run_late with one seed."""
     bench = Bench(seed, split)
     bench.rows.append(row("toy-letters", "teacher", seed, teacher_metrics(split), 0.0))
     bench.measure("base", Student.load(bench.config, tokenizer=bench.tokenizer), 0.0)
@@ -219,7 +229,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--split", choices=["validation", "heldout"], default="heldout")
     parser.add_argument(
-        "--part", choices=["all", "rivals", "fast"], default="all", help="rivals, fast: only what came later"
+        "--part", choices=["all", "rivals", "fast", "late"], default="all", help="all, or only what came later"
     )
     parser.add_argument("--name", default="toy_letters", help="of the results file; parts of a run may go to several")
     args = parser.parse_args()
@@ -229,6 +239,7 @@ def main() -> None:
         rows += run_seed(seed, args.split) if args.part == "all" else []
         rows += run_rivals(seed, args.split) if args.part in ("all", "rivals") else []
         rows += run_fast(seed, args.split) if args.part in ("all", "fast") else []
+        rows += run_late(seed, args.split) if args.part in ("all", "late") else []
         command = f"python benchmarks/toy_letters.py --split {args.split} --seeds {' '.join(map(str, args.seeds))}"
         write_results(args.name, command, rows, dataclasses.asdict(PRESETS["toy"]))
     print(table(rows, ["validity", "kl_student_teacher", "kl_teacher_student", "entropy", "modes", "cpu_seconds"], 1.0))
