@@ -34,7 +34,16 @@ VS_TRL = [
     "of_trl_memory",
 ]
 IN_SHORT = {
-    "toy_letters": ["seqkd", "seqkd-equal-cpu", "soda", "gad-sequence", "gad-implicit", "frozen-implicit"],
+    "toy_letters": [
+        "seqkd",
+        "seqkd-equal-cpu",
+        "seqkd-longer",
+        "soda",
+        "gad-sequence",
+        "gad-implicit",
+        "gad-after-seqkd",
+        "frozen-implicit",
+    ],
     "smollm2": ["base", "seqkd", "seqkd at T 0.7", "soda", "orpo-distill", "gad-sequence", "gad-implicit"],
 }
 LETTERS = ["validity", "kl_student_teacher", "kl_teacher_student", "entropy", "modes", "cpu_seconds"]
@@ -158,7 +167,7 @@ def draw() -> None:
         "frozen-implicit",
         "gad-implicit-sft",
         "gad-sequence",
-        "gad-prefix",
+        "gad-after-seqkd",
     )
     curves = {
         method: [
