@@ -214,7 +214,9 @@ def test_a_four_bit_student_plays_the_game_with_an_engine_that_reads_none(four_b
     from minigad.run import distill
 
     _, config, _ = four_bits
-    config = config.replace(max_steps=2, per_device_train_batch_size=2, warmup_epochs=0, discriminator_warmup_steps=0)
+    config = config.replace(
+        max_steps=2, per_device_train_batch_size=2, eval_fraction=0.5, warmup_epochs=0, discriminator_warmup_steps=0
+    )
     data = Dataset.from_list([{"prompt": f"{i}", "completion": "yes"} for i in range(6)])
     monkeypatch.setattr("minigad.vllm_sampler.VLLMEngine", Engine)
     folder = distill(config, data)
@@ -284,12 +286,15 @@ def test_one_process_writes_the_copy_and_the_others_wait_for_it(four_bits, monke
     student, config, _ = four_bits
     copy, seen = Path(config.output_dir) / ".vllm-base", []
     monkeypatch.setattr(parallel, "wait", lambda: seen.append((copy / "tokenizer.json").exists()))
-    for rank in (1, 0):
-        monkeypatch.setattr(parallel, "world", lambda rank=rank: parallel.World(rank, 2))
-        with VLLMSampler(config, student=student) as sampler:
-            assert sampler._engine._llm.settings["model"] == str(copy)
-            assert copy.exists() == (rank == 0)
-    assert seen == [False, True]  # both met once: the one without writing, the other when all was written
+    monkeypatch.setattr(parallel, "world", lambda: parallel.World(0, 2))
+    with VLLMSampler(config, student=student):
+        there = {file: file.stat().st_mtime_ns for file in copy.iterdir()}
+        monkeypatch.setattr(parallel, "world", lambda: parallel.World(1, 2))
+        with VLLMSampler(config, student=student) as follower:
+            assert follower._engine._llm.settings["model"] == str(copy)
+        assert {file: file.stat().st_mtime_ns for file in copy.iterdir()} == there  # neither written nor deleted
+    assert not copy.exists()
+    assert seen == [True, True]  # each meets the others once, the first when all is written
 
 
 def test_an_engine_that_does_not_start_is_one_sentence(student):
@@ -330,14 +335,14 @@ def test_each_process_starts_its_engine_on_its_own_gpu(student, fake_vllm, monke
 ENGINE = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-def real(dtype):
+def real(dtype, quantization="none"):
     """What tests/vllm_worker.py saw of a real vLLM."""
     python = os.environ.get("MINIGAD_VLLM_PYTHON")
     if python is None:
         pytest.skip("no vLLM here; name the Python of an environment that has it in MINIGAD_VLLM_PYTHON")
     here = Path(__file__).parent
     env = {**os.environ, **ENGINE, "PYTHONPATH": f"{here.parent}:{here}", "HF_HUB_OFFLINE": "1"}
-    command = [python, str(here / "vllm_worker.py"), dtype]
+    command = [python, str(here / "vllm_worker.py"), dtype, quantization]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=3000, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
@@ -358,6 +363,17 @@ def test_a_real_vllm_samples_with_each_steps_adapter_and_survives_its_death():
         assert 0 < step["sampling/logp_difference"] < 0.1
         assert 0.9 < step["sampling/importance_weight"] < 1.1
     assert (seen["restarts"], seen["survived_rows"]) == (1, 12)
+
+
+@pytest.mark.slow
+def test_a_real_vllm_that_reads_no_four_bits_agrees_with_a_four_bit_trainer():
+    """Also needs bitsandbytes there. Within what bfloat16 alone costs: the copy is the base that the trainer has."""
+    seen = real("bfloat16", "nf4")
+    assert seen["copies"] == [".vllm-base"]
+    assert max(seen["fresh_mismatch"], seen["changed_mismatch"]) < 0.1
+    assert seen["stale_mismatch"] > 3 * seen["changed_mismatch"]
+    assert len(seen["steps"]) == 2
+    assert all(0 < step["sampling/logp_difference"] < 0.1 for step in seen["steps"])
 
 
 @pytest.mark.slow
