@@ -215,7 +215,12 @@ def test_a_four_bit_student_plays_the_game_with_an_engine_that_reads_none(four_b
 
     _, config, _ = four_bits
     config = config.replace(
-        max_steps=2, per_device_train_batch_size=2, eval_fraction=0.5, warmup_epochs=0, discriminator_warmup_steps=0
+        max_steps=2,
+        per_device_train_batch_size=2,
+        eval_fraction=0.5,
+        warmup_epochs=0,
+        warmup_batch_size=2,
+        discriminator_warmup_steps=0,
     )
     data = Dataset.from_list([{"prompt": f"{i}", "completion": "yes"} for i in range(6)])
     monkeypatch.setattr("minigad.vllm_sampler.VLLMEngine", Engine)
