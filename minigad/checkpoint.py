@@ -36,6 +36,7 @@ __all__ = [
     "checkpoints",
     "load",
     "newest",
+    "only_os_errors",
     "prune",
     "save",
     "seal",
@@ -334,13 +335,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     work = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        yield work
-        seal(work)
+        with only_os_errors():
+            yield work
+            seal(work)
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(work, ignore_errors=True)
-        if type(error) is Exception or isinstance(error, safetensors.SafetensorError):  # tokenizers raises just that
+        raise
+
+
+@contextmanager
+def only_os_errors() -> Iterator[None]:
+    """Raise as an OSError what libraries raise where a write fails: safetensors its own error, tokenizers a bare Exception."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is Exception or isinstance(error, safetensors.SafetensorError):
             raise OSError(str(error)) from error
         raise
 

@@ -477,13 +477,17 @@ def _trainers(config: GADConfig, memory: float) -> float:
 
 
 def _engine_line(config: GADConfig, shape: Architecture, memory: float) -> str:
-    """Say whether vLLM's share holds its copy of the base and one row of the longest; what it takes beside them is not counted."""
+    """Say whether vLLM's share holds its copy of the base and one row of the longest; what it takes beside them is not counted.
+
+    A base in 4 bits counts dequantised, as minigad.plain_base writes it: vLLM 0.32 reads no 4 bits. An older one may need less.
+    """
     settled = config.replace(dtype="bfloat16") if config.dtype == "auto" else config
-    needed = _weight_bytes(settled, shape) + _longest(config) * shape.kv_bytes(DTYPE_BYTES[settled.dtype])
+    base = _weight_bytes(settled.replace(quantization="none"), shape)
+    needed = base + _longest(config) * shape.kv_bytes(DTYPE_BYTES[settled.dtype])
     share, part = memory * config.vllm_gpu_memory_utilization, config.vllm_gpu_memory_utilization
     verdict = "fits" if needed <= share else "does not fit: raise --vllm-gpu-memory-utilization"
     if config.quantization == "nf4":
-        verdict += "; in 4 bits, which vLLM 0.32 cannot read any more: with it --quantization none"
+        verdict += f"; the copy, dequantised since vLLM 0.32 reads no 4 bits, takes {base / 1e9:.1f} GB of disk in output_dir meanwhile"
     return (
         f"vLLM takes {part:g} of the card, {share / 1e9:.1f} GB, for which it needs at least {needed / 1e9:.1f} GB (its copy of the base "
         f"and one row's keys and values; more rows sample faster): {verdict}"

@@ -65,11 +65,25 @@ def distill(
     )
     _check_batches(config, method, len(train))
     check_optimizer(config, student.device)
-    if config.sampler == "vllm":
-        student.sampler = VLLMSampler(config)
+    with _engine(student, config):
+        return _distill(student, train, heldout, config, method, resume=resume)
+
+
+@contextmanager
+def _engine(student: Student, config: GADConfig) -> Iterator[None]:
+    """Let the student sample with the engine that the configuration asks for; nothing of it is left at the end, whatever that is."""
+    if config.sampler != "vllm":
+        yield
+        return
+    with VLLMSampler(config, student=student) as student.sampler:
+        yield
+
+
+def _distill(student: Student, train: Any, heldout: Any, config: GADConfig, method: str, *, resume: bool) -> Path:
+    """Play this process's part of the run: process 0's, which writes, or another's, which follows."""
     with loading(config.discriminator_model or config.student):
         discriminator = Discriminator.load(config, student) if method == "gad" else None
-    if not alone_or_first:
+    if parallel.world().rank > 0:
         return _follow(State(student, discriminator), train, heldout, config, method, resume=resume)
     details = {
         "method": method,

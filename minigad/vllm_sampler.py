@@ -2,8 +2,8 @@
 
     student.sampler = VLLMSampler(config)
 
-The engine holds its own copy of the base; before each rollout the adapter is written to a folder and named to the engine
-(no merging). The engine's arithmetic is not the trainer's: its log-probabilities are kept, the mismatch is a metric
+The engine holds its own copy of the base (a dequantised one where it cannot read the student's 4 bits: minigad.plain_base);
+before each rollout the adapter is written to a folder and named to the engine (no merging). The engine's arithmetic is not the trainer's: its log-probabilities are kept, the mismatch is a metric
 (sampling/logp_difference), and truncated importance weights correct for it.
 """
 
@@ -17,7 +17,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 from minigad import parallel
 from minigad.config import GADConfig, UserError
 from minigad.model import LanguageModel
+from minigad.plain_base import plain_base
 from minigad.precision import settled
 from minigad.rollout import Sampled, SamplingParams, up_to_end
 
@@ -38,8 +39,16 @@ PULSE = 0.2  # seconds between two looks at whether the engine's processes live
 class VLLMSampler:
     """Samples with vLLM. A sampler for `Student.sampler`; close it, or use it as a context manager, to free the engine."""
 
-    def __init__(self, config: GADConfig, engine: Callable[[GADConfig], Any] | None = None) -> None:
-        """Start the engine. `engine` replaces vLLM's own (tests). Raises UserError without vLLM or without an adapter."""
+    def __init__(
+        self,
+        config: GADConfig,
+        engine: Callable[[GADConfig], Any] | None = None,
+        student: LanguageModel | None = None,
+    ) -> None:
+        """Start the engine. `engine` replaces vLLM's own (tests); `student` has the base, of which one in 4 bits may need a copy.
+
+        Raises UserError without vLLM, without an adapter, and where that copy is needed and cannot be made.
+        """
         if config.lora_r == 0:
             raise UserError(
                 "config field 'sampler' is 'vllm' but lora_r is 0: the engine is told of a step's weights by an adapter; "
@@ -50,20 +59,25 @@ class VLLMSampler:
                 f"config field 'lora_r' is {config.lora_r} but vLLM's adapters end at rank {RANKS[-1]}; lower it, or sample with "
                 "'transformers'"
             )
-        self.config = config
         self._start = engine or VLLMEngine
+        with ExitStack() as stack:
+            self.config = _readable(config, student, stack)
+            self._engine: Any = self._first()
+            folder = tempfile.TemporaryDirectory(prefix="minigad-vllm-", ignore_cleanup_errors=True)
+            self._folder = Path(stack.enter_context(folder))
+            self._delete = weakref.finalize(self, stack.pop_all().close)  # at exit, if not closed
+        self._count = 0
+
+    def _first(self) -> Any:
         try:
-            self._engine: Any = self._start(config)
+            return self._start(self.config)
         except UserError:
             raise
         except Exception as error:  # of whatever kind: not enough memory, a model or a dtype that it does not have
             raise UserError(
                 f"the vLLM engine did not start ({_line(error)}); change its --vllm-gpu-memory-utilization, now "
-                f"{config.vllm_gpu_memory_utilization:g}, if it is memory, or sample with --sampler transformers"
+                f"{self.config.vllm_gpu_memory_utilization:g}, if it is memory, or sample with --sampler transformers"
             ) from error
-        self._folder = Path(tempfile.mkdtemp(prefix="minigad-vllm-"))
-        self._delete = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # at exit, if not closed
-        self._count = 0
 
     def __call__(
         self, model: LanguageModel, prompt_ids: Sequence[Sequence[int]], params: SamplingParams
@@ -87,7 +101,7 @@ class VLLMSampler:
             ) from error
 
     def close(self) -> None:
-        """Forget the engine and delete the adapters that were written for it."""
+        """Forget the engine and delete what was written for it: adapters, and the copy of a base."""
         self._engine = None
         self._delete()
 
@@ -139,21 +153,16 @@ class VLLMEngine:
 
     def __init__(self, config: GADConfig) -> None:
         """Load the base. Raises UserError without vLLM."""
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise UserError(
-                "config field 'sampler' is 'vllm', which needs vLLM: pip install 'minigad[vllm]'"
-            ) from error
         from minigad import hub
 
-        room, quantization = config.max_prompt_length + config.max_completion_length, _quantization(config)
+        LLM = _vllm().LLM
+        room = config.max_prompt_length + config.max_completion_length
         before = set(multiprocessing.active_children())
         with _on_own_gpu():
             self._llm = LLM(
                 model=str(hub.resolve(config.student)),
                 dtype=settled(config).dtype,
-                quantization=quantization,
+                quantization=None if config.quantization == "none" else "bitsandbytes",
                 enable_lora=True,
                 max_lora_rank=next(rank for rank in RANKS if rank >= config.lora_r),
                 max_model_len=room,
@@ -215,20 +224,29 @@ class VLLMEngine:
         return done[0]
 
 
-def _quantization(config: GADConfig) -> str | None:
-    """Return vLLM's name of how the base is held; UserError for 4 bits where this vLLM has them no more (0.32 has not)."""
-    if config.quantization == "none":
-        return None
-    from vllm import __version__
+def _readable(config: GADConfig, student: LanguageModel | None, stack: ExitStack) -> GADConfig:
+    """Return the configuration for the engine: where it reads no 4 bits, that of a dequantised copy, kept until `stack` closes."""
+    if config.quantization == "none" or _reads_four_bits():
+        return config
+    if student is None:
+        raise UserError("this vLLM reads no 4 bits and needs a copy of the base: VLLMSampler(config, student=student)")
+    return config.replace(student=str(stack.enter_context(plain_base(student, config.output_dir))), quantization="none")
+
+
+def _reads_four_bits() -> bool:
+    """Say whether this vLLM has bitsandbytes' 4 bits still (0.32 has not)."""
+    _vllm()
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
-    if "bitsandbytes" not in QUANTIZATION_METHODS:
-        raise UserError(
-            f"config field 'quantization' is {config.quantization!r} but vLLM {__version__} cannot read a base in bitsandbytes' 4 bits; "
-            "install an older vLLM that can, set --quantization none for base and engine in 16 bits, or sample with "
-            "--sampler transformers"
-        )
-    return "bitsandbytes"
+    return "bitsandbytes" in QUANTIZATION_METHODS
+
+
+def _vllm() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise UserError("config field 'sampler' is 'vllm', which needs vLLM: pip install 'minigad[vllm]'") from error
+    return vllm
 
 
 @contextmanager

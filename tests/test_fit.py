@@ -470,18 +470,17 @@ def test_the_room_on_a_large_card_ends_at_the_bounds_of_the_settings(capsys):
 
 
 def test_the_share_that_vllm_takes_is_not_the_trainers(capsys):
-    """14B in 4 bits: the engine's copy, 10 GB, is beyond 0.3 of 24 GB, and at 0.5 the trainer has too little."""
+    """14B in 4 bits: the engine's dequantised copy, 30 GB, is beyond 0.3 of 80 GB and within 0.4; the trainer has the rest."""
     command = ["fit", "--student", "qwen2.5-14b", "--sampler", "vllm", "--gpu"]
-    assert main([*command, "80GB"]) == 0
+    assert main([*command, "80GB", "--vllm-gpu-memory-utilization", "0.4"]) == 0
     out = capsys.readouterr().out
-    assert "which vLLM 0.32 cannot read any more" in out
-    assert "vLLM takes 0.3 of the card, 24.0 GB" in out and "fits in 56.0 GB" in out
+    assert "vLLM takes 0.4 of the card, 32.0 GB" in out and "fits in 48.0 GB" in out and "raise" not in out
     config = PRESETS["qwen2.5-14b"]
     assert "rollout" in out and bill_of(config.replace(sampler="vllm")).phase_bytes("rollout") == 0
-    copy = bill_of(config).static["base weights"]
-    row = 3584 * architecture("qwen2.5-14b").kv_bytes()
-    assert f"at least {(copy + row) / 1e9:.1f} GB" in out
-    assert main([*command, "24GB"]) == 0
+    shape = architecture("qwen2.5-14b")
+    copy, row = 2 * shape.parameters(), 3584 * shape.kv_bytes()
+    assert f"at least {(copy + row) / 1e9:.1f} GB" in out and f"takes {copy / 1e9:.1f} GB of disk" in out
+    assert main([*command, "80GB"]) == 0
     assert "does not fit: raise --vllm-gpu-memory-utilization" in capsys.readouterr().out
     assert main([*command, "24GB", "--vllm-gpu-memory-utilization", "0.5"]) == 0
     assert "does not fit in 12.0 GB" in capsys.readouterr().out

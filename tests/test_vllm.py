@@ -149,20 +149,157 @@ def test_the_engine_is_told_a_rank_that_it_takes(student, fake_vllm, rank, told)
     assert VLLMEngine(config.replace(lora_r=rank))._llm.settings["max_lora_rank"] == told
 
 
-@pytest.mark.parametrize("methods", [["awq", "bitsandbytes"], ["awq"]])
-def test_four_bits_are_asked_of_a_vllm_that_has_them(student, fake_vllm, monkeypatch, methods):
-    """vLLM 0.32 has not: without a word here it would end in the engine's own traceback."""
+@pytest.fixture
+def four_bits(student, fake_vllm, monkeypatch, tmp_path):
+    """A shaken student in 4 bits, its configuration, and a call that says what this vLLM reads (at first what 0.32 does: no 4 bits)."""
     _, config = student
-    config = config.replace(quantization="nf4")
-    places = ["model_executor", "layers", "quantization"]
-    for i in range(len(places)):
-        fake = types.SimpleNamespace(QUANTIZATION_METHODS=methods)
-        monkeypatch.setitem(sys.modules, ".".join(["vllm", *places[: i + 1]]), fake)
-    if "bitsandbytes" in methods:
-        assert VLLMEngine(config)._llm.settings["quantization"] == "bitsandbytes"
-        return
-    with pytest.raises(UserError, match=r"vLLM 9.9 cannot read a base in bitsandbytes' 4 bits; .*--quantization none"):
-        VLLMSampler(config)
+
+    def reads(*methods):
+        places = ["model_executor", "layers", "quantization"]
+        for i in range(len(places)):
+            fake = types.SimpleNamespace(QUANTIZATION_METHODS=methods)
+            monkeypatch.setitem(sys.modules, ".".join(["vllm", *places[: i + 1]]), fake)
+
+    reads("awq")
+    config = config.replace(quantization="nf4", dtype="bfloat16", output_dir=str(tmp_path / "run"))
+    student = Student.load(config)
+    shake(student)
+    return student, config, reads
+
+
+def test_a_vllm_that_reads_four_bits_is_asked_for_them(four_bits):
+    _, config, reads = four_bits
+    reads("awq", "bitsandbytes")
+    with VLLMSampler(config) as sampler:
+        assert sampler._engine._llm.settings["quantization"] == "bitsandbytes"
+        assert sampler._engine._llm.settings["model"] == config.student
+    assert not Path(config.output_dir).exists()
+
+
+def test_a_vllm_that_reads_none_gets_the_weights_that_the_four_bits_stand_for(four_bits, monkeypatch, capsys):
+    """Against bitsandbytes' own dequantize_4bit; in small files, each read and written alone; no adapter, no tied weight twice."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    student, config, _ = four_bits
+    monkeypatch.setattr("minigad.plain_base.SHARD", 40_000)
+    with VLLMSampler(config, student=student) as sampler:
+        told = sampler._engine._llm.settings
+        copy = Path(told["model"])
+        assert (told["quantization"], told["dtype"]) == (None, "bfloat16")
+        assert copy.parent == Path(config.output_dir)
+        files = sorted(copy.glob("*.safetensors"))
+        weights = {name: weight for file in files for name, weight in load_file(file).items()}
+        index = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
+        assert all(name in load_file(copy / file) for name, file in index.items()) and index.keys() == weights.keys()
+        assert len(files) > 3 and max(file.stat().st_size for file in files) < 60_000
+        assert f"{sum(w.nbytes for w in weights.values()) / 1e9:.2f} GB" in capsys.readouterr().err
+        plain = Student.load(config.replace(student=str(copy), quantization="none"))  # transformers reads it
+    base = student.model.get_base_model()
+    quantised = [name for name, one in base.named_parameters() if hasattr(one, "quant_state")]
+    assert len(quantised) == 14 and len(weights) == 14 + 2 * 2 + 2  # two norms a layer, the last one, the embedding
+    for name, one in base.named_parameters():
+        if ".lora_" not in name:
+            true = dequantize_4bit(one.data, one.quant_state) if name in quantised else one
+            assert weights[name.replace(".base_layer", "")].dtype == torch.bfloat16
+            assert torch.equal(weights[name.replace(".base_layer", "")], true), name
+    rows = student.generate(PROMPTS, config, seed=1).rows
+    plain.copy_from(student)
+    torch.testing.assert_close(plain.logprobs_of(rows), student.logprobs_of(rows), atol=0.02, rtol=0)
+    assert not copy.exists()
+
+
+def test_a_four_bit_student_plays_the_game_with_an_engine_that_reads_none(four_bits, monkeypatch):
+    from datasets import Dataset
+
+    from minigad.run import distill
+
+    _, config, _ = four_bits
+    config = config.replace(
+        max_steps=2,
+        per_device_train_batch_size=2,
+        eval_fraction=0.5,
+        warmup_epochs=0,
+        warmup_batch_size=2,
+        discriminator_warmup_steps=0,
+    )
+    data = Dataset.from_list([{"prompt": f"{i}", "completion": "yes"} for i in range(6)])
+    monkeypatch.setattr("minigad.vllm_sampler.VLLMEngine", Engine)
+    folder = distill(config, data)
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [step["phase"] for step in steps] == ["gad"] * 2
+    assert all(0 < step["sampling/logp_difference"] < 0.02 for step in steps)
+    assert not (folder / ".vllm-base").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_the_copy_is_gone_whatever_ends_the_run(four_bits, monkeypatch, error):
+    """While it is written, while the engine starts, in a step."""
+    import safetensors.torch
+
+    student, config, _ = four_bits
+    copy = Path(config.output_dir) / ".vllm-base"
+
+    def fail(*_args, **_kwargs):
+        assert copy.is_dir()
+        raise error("now")
+
+    with pytest.raises((error, UserError)):
+        VLLMSampler(config, fail, student)
+    assert not copy.exists()
+    with pytest.raises(error), VLLMSampler(config, student=student):
+        fail()
+    assert not copy.exists()
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(error):
+        VLLMSampler(config, student=student)
+    assert not copy.exists()
+
+
+def test_what_a_killed_run_left_is_not_taken_for_a_copy(four_bits):
+    student, config, _ = four_bits
+    copy = Path(config.output_dir) / ".vllm-base"
+    copy.mkdir(parents=True)
+    (copy / "model-00099.safetensors").write_bytes(b"half")
+    with VLLMSampler(config, student=student):
+        assert [file.name for file in copy.glob("*.safetensors")] == ["model-00001.safetensors"]
+        with pytest.raises(UserError, match="in use by another process"):
+            VLLMSampler(config, student=student)
+        assert (copy / "config.json").exists()  # the second did not delete the first one's
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(four_bits, monkeypatch):
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    student, config, _ = four_bits
+    sentence = r"dequantised base for the vLLM engine, 0\.00 GB, could not be written .*{}.*make room"
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: types.SimpleNamespace(free=1000))
+        with pytest.raises(UserError, match=sentence.format("only 0.00 GB are free")):
+            VLLMSampler(config, student=student)
+
+    def full(*_args, **_kwargs):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(UserError, match=sentence.format("No space left")):
+        VLLMSampler(config, student=student)
+    assert not (Path(config.output_dir) / ".vllm-base").exists()
+
+
+def test_one_process_writes_the_copy_and_the_others_wait_for_it(four_bits, monkeypatch):
+    student, config, _ = four_bits
+    copy, seen = Path(config.output_dir) / ".vllm-base", []
+    monkeypatch.setattr(parallel, "wait", lambda: seen.append((copy / "tokenizer.json").exists()))
+    monkeypatch.setattr(parallel, "world", lambda: parallel.World(0, 2))
+    with VLLMSampler(config, student=student):
+        there = {file: file.stat().st_mtime_ns for file in copy.iterdir()}
+        monkeypatch.setattr(parallel, "world", lambda: parallel.World(1, 2))
+        with VLLMSampler(config, student=student) as follower:
+            assert follower._engine._llm.settings["model"] == str(copy)
+        assert {file: file.stat().st_mtime_ns for file in copy.iterdir()} == there  # neither written nor deleted
+    assert not copy.exists()
+    assert seen == [True, True]  # each meets the others once, the first when all is written
 
 
 def test_an_engine_that_does_not_start_is_one_sentence(student):
@@ -203,14 +340,14 @@ def test_each_process_starts_its_engine_on_its_own_gpu(student, fake_vllm, monke
 ENGINE = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-def real(dtype):
+def real(dtype, quantization="none"):
     """What tests/vllm_worker.py saw of a real vLLM."""
     python = os.environ.get("MINIGAD_VLLM_PYTHON")
     if python is None:
         pytest.skip("no vLLM here; name the Python of an environment that has it in MINIGAD_VLLM_PYTHON")
     here = Path(__file__).parent
     env = {**os.environ, **ENGINE, "PYTHONPATH": f"{here.parent}:{here}", "HF_HUB_OFFLINE": "1"}
-    command = [python, str(here / "vllm_worker.py"), dtype]
+    command = [python, str(here / "vllm_worker.py"), dtype, quantization]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=3000, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
@@ -231,6 +368,17 @@ def test_a_real_vllm_samples_with_each_steps_adapter_and_survives_its_death():
         assert 0 < step["sampling/logp_difference"] < 0.1
         assert 0.9 < step["sampling/importance_weight"] < 1.1
     assert (seen["restarts"], seen["survived_rows"]) == (1, 12)
+
+
+@pytest.mark.slow
+def test_a_real_vllm_that_reads_no_four_bits_agrees_with_a_four_bit_trainer():
+    """Also needs bitsandbytes there. Within what bfloat16 alone costs: the copy is the base that the trainer has."""
+    seen = real("bfloat16", "nf4")
+    assert seen["copies"] == [".vllm-base"]
+    assert max(seen["fresh_mismatch"], seen["changed_mismatch"]) < 0.1
+    assert seen["stale_mismatch"] > 3 * seen["changed_mismatch"]
+    assert len(seen["steps"]) == 2
+    assert all(0 < step["sampling/logp_difference"] < 0.1 for step in seen["steps"])
 
 
 @pytest.mark.slow

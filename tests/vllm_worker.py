@@ -1,6 +1,6 @@
 """What tests/test_vllm.py asks of a real vLLM, in its environment: prints one line of JSON.
 
-MINIGAD_VLLM_PYTHON tests/vllm_worker.py
+MINIGAD_VLLM_PYTHON tests/vllm_worker.py bfloat16|float32 none|nf4
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -110,14 +111,17 @@ def kill(student, seen):
 
 
 def main():
-    """Exercise the sampler in the dtype that is named, and print what was seen."""
+    """Exercise the sampler in the dtype and the bits that are named, and print what was seen."""
     torch.set_num_threads(1)
-    config = LONG.replace(dtype=sys.argv[1])
-    student, seen = Student.load(config), {"dtype": config.dtype}
-    with VLLMSampler(config, start) as student.sampler:
+    folder = tempfile.TemporaryDirectory()
+    config = LONG.replace(dtype=sys.argv[1], quantization=sys.argv[2], output_dir=folder.name)
+    student, seen = Student.load(config), {"dtype": config.dtype, "quantization": config.quantization}
+    with folder, VLLMSampler(config, start, student) as student.sampler:
+        seen["copies"] = [path.name for path in Path(folder.name).iterdir() if path.is_dir()]
         probe(student, seen)
         if config.dtype == "bfloat16":
             play(student, seen)
+        if config.dtype == "bfloat16" and config.quantization == "none":
             kill(student, seen)
     student.sampler = None
     _, seen["transformers_tokens_per_second"] = rollouts(student)
