@@ -227,7 +227,7 @@ def test_a_four_bit_student_plays_the_game_with_an_engine_that_reads_none(four_b
     folder = distill(config, data)
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["phase"] for step in steps] == ["gad"] * 2
-    assert all(0 < step["sampling/logp_difference"] < 0.02 for step in steps)
+    assert all(step["sampling/logp_difference"] < 0.02 for step in steps), steps  # here to the bit: the same matrices
     assert not (folder / ".vllm-base").exists()
 
 
