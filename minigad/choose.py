@@ -18,7 +18,7 @@ from minigad.config import GADConfig, UserError
 from minigad.data import group_by_prompt, load_pairs, stream_prompts
 from minigad.evaluate import MIN_PROMPTS, evaluate
 from minigad.judge import PROTOCOLS
-from minigad.judging import Jury, bench_of, dry_run, judged, jury_of, load_run, trained_lines
+from minigad.judging import JUDGE_DEFAULTS, Jury, bench_of, dry_run, judged, jury_of, load_run, trained_lines
 from minigad.memory import explained
 from minigad.players import load_student, save_student
 from minigad.report import write_report
@@ -108,6 +108,10 @@ def _check(args: argparse.Namespace) -> None:
     if (MEASURES[args.measure][1] is not None) != (args.judge is not None):
         raise UserError(
             f"--measure {args.measure} and --judge do not go together: score and win_rate need a judge, no other"
+        )
+    if not args.judge and any(getattr(args, f"judge_{name}") is not None for name in JUDGE_DEFAULTS):
+        raise UserError(
+            f"what begins with --judge- is for a judge, and --measure {args.measure} needs none; leave it out"
         )
     if args.dry_run and not args.judge:
         raise UserError(f"--dry-run prices a judge's calls, and --measure {args.measure} needs none; leave it out")

@@ -286,15 +286,14 @@ def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
         "--judge-base-url", help="of an OpenAI-compatible endpoint; default: OpenAI's. Key: OPENAI_API_KEY"
     )
     group.add_argument("--judge-local", action="store_true", help="load the judge here with transformers")
-    group.add_argument("--judge-temperature", type=float, default=0.0)
-    group.add_argument("--judge-max-tokens", type=int, default=1024, help="of one reply")
+    group.add_argument("--judge-temperature", type=float, help="default: 0")
+    group.add_argument("--judge-max-tokens", type=int, help="of one reply; default: 1024")
     group.add_argument(
         "--judge-runs",
         type=int,
-        default=1,
-        help="how often everything is judged; two show agreement, which says something at a temperature above 0",
+        help="how often everything is judged; two show agreement, which says something at a temperature above 0; default: 1",
     )
-    group.add_argument("--judge-redraws", type=int, default=2, help="further replies for one that cannot be read")
+    group.add_argument("--judge-redraws", type=int, help="further replies for one that cannot be read; default: 2")
     group.add_argument(
         "--store",
         help="SQLite file of all replies ever paid for; default: judge.db in the run's folder (choose: OUT.judge.db)",

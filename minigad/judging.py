@@ -60,6 +60,9 @@ __all__ = [
     "verdict_lines",
 ]
 
+# The flags --judge-temperature and so on; what is given without a judge can then be told from what is not given.
+JUDGE_DEFAULTS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1024, "runs": 1, "redraws": 2}
+
 
 class Bench(NamedTuple):
     """Prompts to measure on, their name, and the teacher's completion of each, None where there is none."""
@@ -197,11 +200,12 @@ def _check_flags(args: argparse.Namespace) -> None:
         args.dry_run,
         args.store,
         args.protocol != "rating",
+        *(getattr(args, f"judge_{name}") is not None for name in JUDGE_DEFAULTS),
     )
     if not args.judge and (args.judge is not None or any(of_judge)):
         raise UserError(
-            "--against, --protocol, --store, --dry-run, --judge-base-url and --judge-local are for a judge; name its model "
-            "with --judge"
+            "--against, --protocol, --store, --dry-run and what begins with --judge- are for a judge; name its model with "
+            "--judge"
         )
     if args.judge and args.judge_local and args.judge_base_url:
         raise UserError("--judge-local and --judge-base-url exclude each other; give one of them")
@@ -231,18 +235,17 @@ def jury_of(args: argparse.Namespace, protocol: str) -> Jury:
 
 def _asked(args: argparse.Namespace) -> argparse.Namespace:
     """Return the judge's flags by the names that they have for a teacher."""
+    given = {name: getattr(args, f"judge_{name}") for name in JUDGE_DEFAULTS}
+    settings = JUDGE_DEFAULTS | {name: value for name, value in given.items() if value is not None}
     named = {
         "model": args.judge,
         "base_url": args.judge_base_url,
         "local": args.judge_local,
         "hidden_prompt": None,
-        "temperature": args.judge_temperature,
-        "max_tokens": args.judge_max_tokens,
-        "samples": args.judge_runs,
-        "redraws": args.judge_redraws,
+        "samples": settings.pop("runs"),
         "seed": None,
     }
-    return argparse.Namespace(**vars(args) | named)
+    return argparse.Namespace(**vars(args) | named | settings)
 
 
 def check_unchosen(folder: str | Path, prompts: Sequence[Prompt]) -> None:

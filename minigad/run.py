@@ -29,7 +29,7 @@ from minigad.precision import settled
 from minigad.progress import progress
 from minigad.reading import read_metrics, read_run
 from minigad.report import write_report
-from minigad.run_directory import RunDirectory, lock
+from minigad.run_directory import RunDirectory, check_output_dir, lock
 from minigad.student import Student
 from minigad.toy.model import TOY_SIZES
 from minigad.train import Metrics, gad, num_steps, seqkd, soda, warmup
@@ -56,6 +56,8 @@ def distill(
     """
     alone_or_first = parallel.start().rank == 0
     config = settled(config)  # what is written down must mean the same on the machine that goes on
+    if alone_or_first:
+        check_output_dir(config.output_dir, resume=resume)  # also before models load: that takes minutes
     train, heldout = _datasets(config, data, eval_data, aloud=alone_or_first)
     with loading(config.student):
         student = Student.load(config, tokenizer=tokenizer)

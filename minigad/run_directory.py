@@ -27,7 +27,7 @@ from minigad.reading import check_links, read_json
 from minigad.seen import TESTED_ON, TRAINED_ON, add_seen
 from minigad.student import Student
 
-__all__ = ["RunDirectory", "lock"]
+__all__ = ["RunDirectory", "check_output_dir", "lock"]
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 PARTS = (*LOGS, TRAINED_ON, TESTED_ON, "student", "discriminator", "evaluation.json", "audit.json", "report.html")
@@ -44,16 +44,9 @@ class RunDirectory:
         self.folder = Path(folder)
         self.about = {"minigad": minigad.__version__, **details, "config": dataclasses.asdict(config)}
         self.saved: Path | None = None  # the newest good checkpoint
-        before = _begun(self.folder)
-        if before is None:
-            _check_nothing_is_lost(self.folder)
-        elif resume:
+        before = check_output_dir(folder, resume=resume)
+        if before is not None:
             _check_same_run(before, self.about, self.folder)
-        else:
-            raise UserError(
-                f"output_dir {str(folder)!r} already holds a run; go on with it by --resume, "
-                "give another --output-dir, or move that one away"
-            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -134,6 +127,22 @@ class RunDirectory:
                 f"{what} could not be written in {str(self.folder)!r} ({error.strerror or error}); {safe}: make room "
                 "or mend the permissions, then run the same command with --resume"
             ) from error
+
+
+def check_output_dir(folder: str | Path, *, resume: bool) -> dict[str, Any] | None:
+    """Return what the folder says of the run that was begun in it, None if none was.
+
+    Raises UserError if there is one and it is not to be resumed, or anything of a run's names. Cheap: to be asked before models load.
+    """
+    before = _begun(Path(folder))
+    if before is None:
+        _check_nothing_is_lost(Path(folder))
+    elif not resume:
+        raise UserError(
+            f"output_dir {str(folder)!r} already holds a run; go on with it by --resume, "
+            "give another --output-dir, or move that one away"
+        )
+    return before
 
 
 @contextmanager

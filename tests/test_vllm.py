@@ -231,6 +231,18 @@ def test_a_four_bit_student_plays_the_game_with_an_engine_that_reads_none(four_b
     assert not (folder / ".vllm-base").exists()
 
 
+def test_a_folder_that_holds_a_run_is_refused_before_a_copy_is_written(four_bits, monkeypatch, capsys):
+    from minigad.run import distill
+
+    _, config, _ = four_bits
+    folder = Path(config.output_dir)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="already holds a run"):
+        distill(config, [{"prompt": f"{i}", "completion": "yes"} for i in range(6)])
+    assert "dequantised" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_the_copy_is_gone_whatever_ends_the_run(four_bits, monkeypatch, error):
     """While it is written, while the engine starts, in a step."""
