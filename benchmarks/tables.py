@@ -6,6 +6,7 @@ python benchmarks/tables.py --check    # exit 1 if a page and the results disagr
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -192,8 +193,11 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 def main() -> int:
     """Rewrite the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
     made = {page: fill(page.read_text(encoding="utf-8"), tables) for page, tables in render().items()}
-    if "--check" in sys.argv:
+    if check:
         return int(any(page.read_text(encoding="utf-8") != text for page, text in made.items()))
     for page, text in made.items():
         page.write_text(text, encoding="utf-8")
