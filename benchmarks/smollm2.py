@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import statistics
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from minigad.config import GADConfig
 from minigad.data import load_pairs
 from minigad.discriminator import Discriminator
 from minigad.evaluate import evaluate, heldout_nll
+from minigad.metrics import Metrics
 from minigad.model import LanguageModel
 from minigad.rivals import dial, orpo
 from minigad.student import Student
@@ -56,9 +59,10 @@ class Bench:
         train: Any = None,
         world: str = "smollm2",
         samples: int = SAMPLES,
+        temperatures: tuple[float, ...] = (1.0, TEACHER_TEMPERATURE),
         game_temperatures: tuple[float, ...] = (1.0,),
     ) -> None:
-        self.game_temperatures = game_temperatures
+        self.temperatures, self.game_temperatures = temperatures, game_temperatures
         self.seed, self.config, self.world, self.samples = seed, config.replace(seed=seed), world, samples
         own, self.validation, self.split = (
             load_pairs(DATA / f"{name}.jsonl")[0] for name in ("train", "validation", split)
@@ -116,10 +120,10 @@ class Bench:
         length = {"mean_length": found["teacher_mean_length"]}
         self.rows.append(row(self.world, "teacher", self.seed, exact | ceiling | length, 0.0))
 
-    def imitate(self, epochs: int = MOST_EPOCHS, *, start_from_best: bool = False) -> None:
+    def imitate(self, epochs: int = MOST_EPOCHS, *, start_from_best: bool = False, longer: bool = False) -> None:
         """SeqKD, looked at after every epoch: the best on validation is the control, the first one each game's start.
 
-        `start_from_best` starts the games where imitation has nothing more to give.
+        `start_from_best` starts the games where imitation has nothing more to give; `longer` measures the last epoch too.
         """
         config, epoch_steps = self.config, round(len(self.train) / self.config.warmup_batch_size)
         steps = fit_teacher_text(self.student, self.train, config, "warmup", epochs, config.warmup_learning_rate)
@@ -129,11 +133,13 @@ class Bench:
             scores.append(heldout_nll(self.student, self.validation, config))
             if scores[-1] == min(scores):
                 best = (epoch, seconds, _copy(self.student))
-            if epoch == 1:
+            if epoch == 1 and not start_from_best:
                 self.weights, self.start_seconds = _copy(self.student), seconds
-                self.measure("seqkd", seconds, (1.0, TEACHER_TEMPERATURE))
+                self.measure("seqkd", seconds, self.temperatures)
+        if longer:
+            self.measure("seqkd-longer", seconds, self.temperatures)
         _install(self.student, best[2])
-        self.measure("seqkd-best", best[1], (1.0, TEACHER_TEMPERATURE), epochs=best[0], validation_nll=scores)
+        self.measure("seqkd-best", best[1], self.temperatures, epochs=best[0], validation_nll=scores)
         if start_from_best:
             self.start_seconds, self.weights = best[1:]
 
@@ -144,12 +150,14 @@ class Bench:
         seconds = run_timed(soda(self.student, self.train, config)) if after_soda else 0.0
         discriminator = Discriminator.load(config, self.student)
         seconds += run_timed(warmup(self.student, discriminator, self.train, config))
-        steps = gad(self.student, discriminator, self.train, config)
+        accuracies: deque[float] = deque(maxlen=8)  # the last steps': at 1 the discriminator is saturated
+        steps = _noted(gad(self.student, discriminator, self.train, config), "discriminator/accuracy", accuracies)
         for done in range(watch, config.max_steps, watch) if watch else ():
             seconds += run_timed(itertools.islice(steps, watch))
             self.measure(f"{method} step {done}", self.start_seconds + seconds)
         seconds += run_timed(steps)
-        self.measure(method, self.start_seconds + seconds, self.game_temperatures)
+        last = statistics.fmean(accuracies)
+        self.measure(method, self.start_seconds + seconds, self.game_temperatures, discriminator_accuracy=last)
 
     def prefer(self, method: str) -> None:
         """SODA: DPO on static pairs, from one epoch of SeqKD."""
@@ -173,6 +181,13 @@ class Bench:
     def _restart(self) -> None:
         _install(self.student, self.weights)
         self.student.freeze_reference()
+
+
+def _noted(steps: Iterator[Metrics], name: str, values: deque[float]) -> Iterator[Metrics]:
+    """Pass steps through and keep a metric of them."""
+    for metrics in steps:
+        values.append(metrics[name])
+        yield metrics
 
 
 def _copy(student: Student) -> list[torch.Tensor]:
@@ -199,12 +214,15 @@ METHODS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def run_seed(seed: int, split: str, config: GADConfig, methods: Sequence[str]) -> Iterator[list[Row]]:
+def run_seed(
+    seed: int, split: str, config: GADConfig, methods: Sequence[str], *, keep_start: bool = False
+) -> Iterator[list[Row]]:
     """Run methods with one seed, and yield all rows so far after each: an hour's work is not lost to the last minute."""
     bench = Bench(seed, split, config)
     if "seqkd" not in methods:
-        bench.imitate(1)  # the others' start, measured elsewhere
-        bench.rows.clear()
+        bench.imitate(1)  # the others' start, measured elsewhere unless it is kept
+        bench.rows = [r for r in bench.rows if keep_start and r["method"] == "seqkd"]
+        yield bench.rows
     for method in METHODS:
         if method in methods:
             METHODS[method](bench)
@@ -216,7 +234,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=["validation", "heldout"], default="heldout")
-    parser.add_argument("--methods", choices=list(METHODS), nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", choices=list(METHODS), nargs="*", default=list(METHODS))
+    parser.add_argument(
+        "--keep-start",
+        action="store_true",
+        help="without the method seqkd: keep its one epoch, the control of a run on another machine",
+    )
     parser.add_argument("--name", default="smollm2", help="of the results file; parts of a run may go to several")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -224,7 +247,7 @@ def main() -> None:
     done: list[Row] = []
     command = f"python benchmarks/smollm2.py --split {args.split} --seeds {' '.join(map(str, args.seeds))}"
     for seed in args.seeds:
-        for rows in run_seed(seed, args.split, config, args.methods):
+        for rows in run_seed(seed, args.split, config, args.methods, keep_start=args.keep_start):
             write_results(args.name, command, done + rows, dataclasses.asdict(config))
         done += rows
     print(

@@ -1,29 +1,27 @@
-"""Does the game beat SeqKD at a batch and a number of steps that a CPU cannot reach? Two students, one GPU.
+"""Does the game beat SeqKD where the student cannot copy its teacher, from where SeqKD is saturated, judged by a larger model?
 
-    python benchmarks/smollm2_gpu.py prepare --folder /tmp/world
-    python benchmarks/smollm2_gpu.py choose --folder /tmp/world
-    python benchmarks/smollm2_gpu.py run --folder /tmp/world --world smollm2-gap --seed 0
+    python benchmarks/smollm2_gap.py prepare --folder /tmp/world --world smollm2-gap-cpu
+    python benchmarks/smollm2_gap.py choose --folder /tmp/world --world smollm2-gap-cpu   # rates; without it, the preset's
+    python benchmarks/smollm2_gap.py run --folder /tmp/world --world smollm2-gap-cpu --kinds implicit --seeds 0 1 2
 
 Teacher: SmolLM2-135M-Instruct behind four hidden examples at temperature 0.7, as in smollm2.py, one completion for each of
-8,192 prompts that the model wrote itself (sampled after the start of a user's turn, as in arXiv 2406.08464). Held out:
+some thousand prompts that the model wrote itself (sampled after the start of a user's turn, as in arXiv 2406.08464). Held out:
 the 64 prompts of the embedded data set, written by people's hands.
 
-Worlds: `smollm2-gpu` trains a LoRA on the same weights, no capacity gap; `smollm2-gap` trains all weights of a student that
-kept 16 of the 30 layers. SeqKD's best epoch on the validation prompts is the control; the games start from its first epoch
-(no gap) or from that best one (gap).
+Worlds: `smollm2-gap-cpu` trains a LoRA on a student that lost a part of the 30 layers, at a batch for a CPU. For a GPU, at a batch
+and a number of steps that a CPU cannot reach: `smollm2-gap` trains all weights of a student that kept 16 layers, `smollm2-gpu` a
+LoRA on the teacher's own weights, no gap. SeqKD's best epoch on the validation prompts is the control; the games start from its
+first epoch (no gap) or from that best one (gap). `seqkd-longer` is its last epoch.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from results import write_results
@@ -35,11 +33,25 @@ from minigad.data import load_pairs, write_jsonl
 from minigad.model import LanguageModel
 from minigad.teacher import SHORT_ANSWERS, HiddenPromptTeacher
 
-PROMPTS = 8192
-CHUNK = 2048  # prompts of one draw
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ALL_LAYERS = 30
+CHUNK = 1024  # prompts of one draw
 BEFORE_PROMPT = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
-KEPT_LAYERS = 16
-COMMON: dict[str, Any] = {
+TEMPERATURES = (1.0, 0.85, TEACHER_TEMPERATURE, 0.5)  # of sampling, for the frontier
+VALIDATION_SEED = 100
+
+
+class World(NamedTuple):
+    """A student, how much text there is to learn from, and the settings of its warm-up and games."""
+
+    prompts: int  # that the model writes, an answer each
+    layers: int  # that the student keeps; ALL_LAYERS: the teacher's own weights
+    epochs: int  # of SeqKD
+    samples: int  # completions a held-out prompt
+    settings: dict[str, Any]
+
+
+GPU: dict[str, Any] = {
     "warmup_batch_size": 64,
     "per_device_train_batch_size": 128,
     "num_generations": 8,
@@ -48,10 +60,15 @@ COMMON: dict[str, Any] = {
     "token_budget": 4096,
     "discriminator_sft_epochs": 1.0,
 }
-WORLDS: dict[str, dict[str, Any]] = {
-    "smollm2-gpu": COMMON | {"learning_rate": 1e-4, "discriminator_learning_rate": 1e-4},
-    "smollm2-gap": COMMON
-    | {
+WORLDS = {
+    "smollm2-gap-cpu": World(1024, 24, 3, 4, {
+        "lora_r": 64,
+        "warmup_learning_rate": 4e-4,
+        "discriminator_model": "smollm2-135m",
+        "discriminator_sft_epochs": 1.0,
+        "max_steps": 24,
+    }),
+    "smollm2-gap": World(8192, 16, 4, 8, GPU | {
         "lora_r": 0,
         "dtype": "float32",
         "warmup_learning_rate": 2e-4,
@@ -59,26 +76,24 @@ WORLDS: dict[str, dict[str, Any]] = {
         "discriminator_model": "smollm2-135m",
         "learning_rate": 1e-5,
         "discriminator_learning_rate": 1e-5,
-        "dpo_learning_rate": 5e-6,
-    },
-}
+    }),
+    "smollm2-gpu": World(8192, ALL_LAYERS, 4, 8, GPU),
+}  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "implicit": {"discriminator": "implicit", "discriminator_scale": 0.05},
     "sequence": {"discriminator": "sequence"},
 }
-RATES = (1.0, 3.0)  # both players' rates, times this: chosen on validation prompts with seed 100
-EPOCHS = 4  # of SeqKD
-SELF = [sys.executable, __file__]
+RATES = (1.0, 3.0)  # both players' rates, times this: chosen on validation prompts
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, world: World) -> None:
     """Write prompts, the teacher's completions, and the student that lost layers."""
     folder.mkdir(parents=True, exist_ok=True)
     source = hub.resolve("smollm2-135m")
     tokenizer = hub.load_tokenizer(source)
-    model = LanguageModel(hub.load_model(source, torch.bfloat16, torch.device("cuda")), tokenizer)
+    model = LanguageModel(hub.load_model(source, torch.bfloat16, DEVICE), tokenizer)
     started = time.monotonic()
-    prompts = write_prompts(model)
+    prompts = write_prompts(model, world.prompts)
     print(f"{len(prompts)} prompts in {time.monotonic() - started:.0f} s, such as {prompts[:3]}", flush=True)
     teacher = HiddenPromptTeacher(model, SHORT_ANSWERS, TEACHER_TEMPERATURE)
     rows = []
@@ -92,16 +107,17 @@ def prepare(folder: Path) -> None:
         ]
     write_jsonl(folder / "train.jsonl", rows)
     print(f"{len(rows)} answers in {time.monotonic() - started:.0f} s, such as {rows[:2]}", flush=True)
-    shorten(source, folder / "student", tokenizer)
+    if world.layers < ALL_LAYERS:
+        shorten(source, folder / "student", tokenizer, world.layers)
 
 
 @torch.no_grad()
-def write_prompts(model: LanguageModel) -> list[str]:
+def write_prompts(model: LanguageModel, wanted: int) -> list[str]:
     """Let the model write users' turns; keep one line of 4 to 40 words of plain text, each once."""
-    ids = torch.tensor([model.tokenizer(BEFORE_PROMPT, add_special_tokens=False).input_ids] * CHUNK, device="cuda")
+    ids = torch.tensor([model.tokenizer(BEFORE_PROMPT, add_special_tokens=False).input_ids] * CHUNK, device=DEVICE)
     kept: dict[str, None] = {}
     torch.manual_seed(0)
-    while len(kept) < PROMPTS:
+    while len(kept) < wanted:
         out = model.model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_p=1.0, top_k=0,
             max_new_tokens=56, eos_token_id=model.tokenizer.eos_token_id,
@@ -111,107 +127,101 @@ def write_prompts(model: LanguageModel) -> list[str]:
                 text = model.tokenizer.decode(row[: row.index(model.tokenizer.eos_token_id)]).strip()
                 if text.isascii() and "\n" not in text and 4 <= len(text.split()) <= 40:
                     kept[text] = None
-    return list(kept)[:PROMPTS]
+    return list(kept)[:wanted]
 
 
-def shorten(source: Path, folder: Path, tokenizer: Any) -> None:
-    """Save the model with 16 of its 30 layers: without the middle it forgets least before any training."""
+def shorten(source: Path, folder: Path, tokenizer: Any, layers: int) -> None:
+    """Save the model with so many of its layers: without the middle it forgets least before any training."""
     model = hub.load_model(source, torch.float32, torch.device("cpu"))
-    total = model.config.num_hidden_layers
-    kept = [*range(KEPT_LAYERS // 2), *range(total - KEPT_LAYERS // 2, total)]
+    kept = [*range(layers // 2), *range(ALL_LAYERS - layers // 2, ALL_LAYERS)]
     model.model.layers = torch.nn.ModuleList(copy.deepcopy(model.model.layers[i]) for i in kept)
-    model.config.num_hidden_layers = KEPT_LAYERS
+    model.config.num_hidden_layers = layers
     model.config.layer_types = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def make_bench(folder: Path, world: str, seed: int, split: str, samples: int = 8) -> Bench:
+def make_bench(folder: Path, name: str, seed: int, split: str, temperatures: tuple[float, ...] = TEMPERATURES) -> Bench:
     """Return the benchmark of smollm2.py on this world's student and data."""
-    changes = dict(WORLDS[world])
-    if world == "smollm2-gap":
-        changes["student"] = str(folder / "student")
-    config: GADConfig = PRESETS["smollm2-135m"].replace(**changes)
+    world = WORLDS[name]
+    own = {"student": str(folder / "student")} if world.layers < ALL_LAYERS else {}
+    config: GADConfig = PRESETS["smollm2-135m"].replace(**world.settings, **own)
     train, _ = load_pairs(folder / "train.jsonl")
-    temperatures = (1.0, TEACHER_TEMPERATURE)
-    return Bench(seed, split, config, train=train, world=world, samples=samples, game_temperatures=temperatures)
+    return Bench(
+        seed, split, config, train=train, world=name, samples=world.samples,
+        temperatures=temperatures, game_temperatures=temperatures,
+    )  # fmt: skip
 
 
-def scaled(world: str, kind: str, scale: float) -> dict[str, Any]:
+def imitate(bench: Bench, world: World) -> None:
+    """SeqKD: with a gap the games start from its best epoch, without one from its first."""
+    gap = world.layers < ALL_LAYERS
+    bench.imitate(world.epochs, start_from_best=gap, longer=gap)
+
+
+def scaled(bench: Bench, kind: str, scale: float) -> dict[str, Any]:
     """Return the settings of a game with both players' rates multiplied."""
-    rates = {name: WORLDS[world][name] * scale for name in ("learning_rate", "discriminator_learning_rate")}
-    return KINDS[kind] | rates
+    rates = ("learning_rate", "discriminator_learning_rate")
+    return KINDS[kind] | {name: getattr(bench.config, name) * scale for name in rates}
 
 
-def run(folder: Path, world: str, seed: int, split: str, out: Path | None) -> None:
-    """Run every method with one seed, and write what there is after each."""
-    scales = json.loads((folder / f"rates-{world}.json").read_text())
-    bench = make_bench(folder, world, seed, split)
-    command = f"python benchmarks/smollm2_gpu.py run --world {world} --seed {seed}"
-
-    def save() -> None:
-        write_results(f"{world}_{seed}", command, bench.rows, WORLDS[world] | {"rate_scales": scales}, folder=out)
-
-    bench.base()
-    bench.imitate(epochs=EPOCHS, start_from_best=world == "smollm2-gap")
-    save()
-    for kind in KINDS:
-        bench.play(f"gad-{kind}", **scaled(world, kind, scales[kind]))
-        save()
-    bench.prefer("soda")
-    save()
-
-
-def tune(folder: Path, world: str, kind: str, scale: float, steps: int) -> float:
-    """Try one pair of rates on the validation prompts, from one epoch of SeqKD; return the divergences' sum."""
-    bench = make_bench(folder, world, 100, "validation")
-    bench.imitate(epochs=1)
-    bench.play(f"{kind} x{scale:g}", watch=6, **(scaled(world, kind, scale) | {"max_steps": steps}))
-    last = bench.rows[-1]["metrics"]
-    return last["kl_student_teacher"] + last["kl_teacher_student"]
+def run(folder: Path, world: str, seeds: list[int], kinds: list[str], split: str, name: str) -> None:
+    """Run every method with each seed, and write what there is after each of them."""
+    chosen = {kind: folder / f"rates-{world}-{kind}.json" for kind in kinds}
+    scales = {kind: json.loads(path.read_text()) if path.exists() else 1.0 for kind, path in chosen.items()}
+    command = f"python benchmarks/smollm2_gap.py run --world {world} --kinds {' '.join(kinds)} --seeds {' '.join(map(str, seeds))}"
+    settings, done = WORLDS[world].settings | {"rate_scales": scales}, []
+    for seed in seeds:
+        bench = make_bench(folder, world, seed, split)
+        imitate(bench, WORLDS[world])
+        write_results(name, command, done + bench.rows, settings)
+        for kind in kinds:
+            bench.play(f"gad-{kind}", **scaled(bench, kind, scales[kind]))
+            write_results(name, command, done + bench.rows, settings)
+        bench.prefer_odds("orpo-distill")
+        done += bench.rows
+        write_results(name, command, done, settings)
 
 
-def choose(folder: Path, world: str, steps: int) -> None:
-    """Try rates for each kind of discriminator, side by side; keep those with the least divergence, both ways added."""
-    tried = list(itertools.product(KINDS, RATES))
-    commands = [
-        [*SELF, "tune", "--folder", str(folder), "--world", world, "--kind", kind, "--scale", str(scale), "--steps", str(steps)]
-        for kind, scale in tried
-    ]  # fmt: skip
-    found = dict(zip(tried, side_by_side(commands), strict=True))
-    best = {kind: min(RATES, key=lambda scale, kind=kind: found[kind, scale]) for kind in KINDS}
-    print(f"{world}: {found} -> {best}", flush=True)
-    (folder / f"rates-{world}.json").write_text(json.dumps(best))
-
-
-def side_by_side(commands: list[list[str]]) -> list[float]:
-    """Run commands at one time and return the number that each prints last; a trial that failed is infinitely bad."""
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    return [float((process.communicate()[0].split() or ["inf"])[-1]) for process in running]
+def choose(folder: Path, name: str, kinds: list[str], steps: int) -> None:
+    """Try rates for each kind of discriminator on the validation prompts; keep those with the least divergence, both ways added."""
+    bench = make_bench(folder, name, VALIDATION_SEED, "validation", (1.0,))
+    imitate(bench, WORLDS[name])
+    for kind in kinds:
+        found = {}
+        for scale in RATES:
+            bench.play(f"{kind} x{scale:g}", watch=6, **(scaled(bench, kind, scale) | {"max_steps": steps}))
+            last = bench.rows[-1]["metrics"]
+            found[scale] = last["kl_student_teacher"] + last["kl_teacher_student"]
+        best = min(found, key=lambda scale: found[scale])
+        print(f"{name}, {kind}: {found} -> {best}", flush=True)
+        (folder / f"rates-{name}-{kind}.json").write_text(json.dumps(best))
+    write_results(
+        f"{name}_choose", f"python benchmarks/smollm2_gap.py choose --world {name}", bench.rows, WORLDS[name].settings
+    )
 
 
 def main() -> None:
-    """Prepare, tune, choose or run."""
+    """Prepare, choose or run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["prepare", "tune", "choose", "run"])
+    parser.add_argument("action", choices=["prepare", "choose", "run"])
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--world", choices=list(WORLDS), default="smollm2-gap")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--world", choices=list(WORLDS), default="smollm2-gap-cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=["validation", "heldout"], default="heldout")
-    parser.add_argument("--kind", choices=list(KINDS), default="implicit")
-    parser.add_argument("--scale", type=float, default=1.0, help="of both players' rates")
+    parser.add_argument("--kinds", choices=list(KINDS), nargs="+", default=list(KINDS))
     parser.add_argument("--steps", type=int, default=12, help="of a trial")
-    parser.add_argument("--out", type=Path, help="a folder for the results; default benchmarks/results")
+    parser.add_argument("--name", default="smollm2_gap", help="of the results file; parts of a run may go to several")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
+    if DEVICE.type == "cpu":
+        torch.set_num_threads(1)
     if args.action == "prepare":
-        prepare(args.folder)
-    elif args.action == "tune":
-        print(tune(args.folder, args.world, args.kind, args.scale, args.steps))
+        prepare(args.folder, WORLDS[args.world])
     elif args.action == "choose":
-        choose(args.folder, args.world, args.steps)
+        choose(args.folder, args.world, args.kinds, args.steps)
     else:
-        run(args.folder, args.world, args.seed, args.split, args.out)
+        run(args.folder, args.world, args.seeds, args.kinds, args.split, args.name)
 
 
 if __name__ == "__main__":
