@@ -21,11 +21,13 @@ def frontier_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def frontier_gains(rows: Sequence[Row], method: str, axis: str, base: str = FRONTIER_BASE) -> list[float]:
+def frontier_gains(
+    rows: Sequence[Row], method: str, axis: str, base: str = FRONTIER_BASE, quality: str = "validity"
+) -> list[float]:
     """Validity of a method less that of `base`, mean over the overlap of their two curves: a value a seed, where there is one."""
     gains = []
     for seed in sorted({r["seed"] for r in select(rows, method)}):
-        ours, theirs = (_curve(rows, name, seed, axis) for name in (method, base))
+        ours, theirs = (_curve(rows, name, seed, axis, quality) for name in (method, base))
         low, high = max(ours[0][0], theirs[0][0]), min(ours[0][-1], theirs[0][-1])
         if low < high:
             grid = np.linspace(low, high, 21)
@@ -57,8 +59,10 @@ def _lead(rows: Sequence[Row], method: str) -> str:
     return f"{statistics.fmean(ends):.1f} ± {deviation:.1f} modes ({len(ends)} seeds)"
 
 
-def _curve(rows: Sequence[Row], method: str, seed: int, axis: str) -> tuple[np.ndarray, np.ndarray]:
+def _curve(
+    rows: Sequence[Row], method: str, seed: int, axis: str, quality: str = "validity"
+) -> tuple[np.ndarray, np.ndarray]:
     points = sorted(
-        (r["metrics"][axis], r["metrics"]["validity"]) for r in rows if (r["method"], r["seed"]) == (method, seed)
+        (r["metrics"][axis], r["metrics"][quality]) for r in rows if (r["method"], r["seed"]) == (method, seed)
     )
     return np.array([x for x, _ in points]), np.array([y for _, y in points])
