@@ -137,7 +137,7 @@ class Bench:
                 self.weights, self.start_seconds = _copy(self.student), seconds
                 self.measure("seqkd", seconds, self.temperatures)
         if longer:
-            self.measure("seqkd-longer", seconds, self.temperatures)
+            self.measure("seqkd-longer", seconds)
         _install(self.student, best[2])
         self.measure("seqkd-best", best[1], self.temperatures, epochs=best[0], validation_nll=scores)
         if start_from_best:

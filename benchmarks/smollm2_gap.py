@@ -166,7 +166,7 @@ def scaled(bench: Bench, kind: str, scale: float) -> dict[str, Any]:
 
 
 def run(folder: Path, world: str, seeds: list[int], kinds: list[str], split: str, name: str) -> None:
-    """Run every method with each seed, and write what there is after each of them."""
+    """Run SeqKD and every game with each seed, and write what there is after each of them."""
     chosen = {kind: folder / f"rates-{world}-{kind}.json" for kind in kinds}
     scales = {kind: json.loads(path.read_text()) if path.exists() else 1.0 for kind, path in chosen.items()}
     command = f"python benchmarks/smollm2_gap.py run --world {world} --kinds {' '.join(kinds)} --seeds {' '.join(map(str, seeds))}"
@@ -178,9 +178,7 @@ def run(folder: Path, world: str, seeds: list[int], kinds: list[str], split: str
         for kind in kinds:
             bench.play(f"gad-{kind}", **scaled(bench, kind, scales[kind]))
             write_results(name, command, done + bench.rows, settings)
-        bench.prefer_odds("orpo-distill")
         done += bench.rows
-        write_results(name, command, done, settings)
 
 
 def choose(folder: Path, name: str, kinds: list[str], steps: int) -> None:
