@@ -22,19 +22,30 @@ from results import FOLDER, Row, mean_std, read_results, select, table
 
 from minigad import PRESETS
 from minigad.config import GADConfig
-from minigad.plots import METHOD_COLOURS
+from minigad.plots import METHOD_COLOURS, plot_frontier
 from minigad.train import num_steps
 
 LETTERS = ["validity", "kl_student_teacher", "kl_teacher_student", "modes", "mean_length", "cpu_seconds"]
 REAL = ["kl_student_teacher", "kl_teacher_student", "bayes_auc", "honest_auc", "distinct_2", "mean_length", "nll", "cpu_seconds"]  # fmt: skip
-CONTROLS = ("teacher", "base", "seqkd-cheating")  # not ways to learn from the teacher's text
+ELSEWHERE = "seqkd, second machine"  # the start and the control of a method that ran on another one
+CONTROLS = ("teacher", "base", "seqkd-cheating", ELSEWHERE)  # not ways to learn from the teacher's text, or not others
+GAP = ["kl_student_teacher", "kl_teacher_student", "sequence_entropy", "honest_auc", "mean_length", "discriminator_accuracy", "cpu_seconds"]  # fmt: skip
 SMOLLM2_ROWS = 400  # teacher texts that its students learn from
 BUDGETS = {"toy_letters": (60, 150, 200), "smollm2": (300, 800, 1200)}  # CPU seconds, all in
 
 
+def world_rows(name: str) -> list[Row]:
+    """Return the rows of a world; those of SmolLM2's second machine are held against their own start, which is named ELSEWHERE."""
+    rows: list[Row] = read_results(name)["rows"]
+    if name != "smollm2":
+        return rows
+    elsewhere = read_results("smollm2_prefix")["rows"]
+    return rows + [r | {"method": ELSEWHERE} if r["method"] == "seqkd" else r for r in elsewhere]
+
+
 def winners(name: str) -> str:
     """Return a line a budget: who is best at temperature 1, in validity and modes (letters) or in both divergences (SmolLM2)."""
-    rows = read_results(name)["rows"]
+    rows = world_rows(name)
     measures = {"validity": 1, "modes": 1} if name == "toy_letters" else {"kl_student_teacher": -1, "kl_teacher_student": -1}  # fmt: skip
     lines = ["| CPU seconds | " + " | ".join(f"best {m}" for m in measures) + " |", "|---" * (len(measures) + 1) + "|"]
     for budget in BUDGETS[name]:
@@ -88,7 +99,7 @@ def against_seqkd() -> str:
 
 def real_differences() -> str:
     """Return a line a method of SmolLM2: both divergences less those of SeqKD, temperature 1, nats, with intervals; below 0 is better."""
-    rows = read_results("smollm2")["rows"]
+    rows = world_rows("smollm2")
     lines = ["| method | KL(S‖T) less SeqKD's (95%) | KL(T‖S) less SeqKD's (95%) |", "|---|---|---|"]
     for method in _methods(rows):
         if method != "seqkd":
@@ -98,7 +109,8 @@ def real_differences() -> str:
 
 
 def _difference(rows: Sequence[Row], method: str, measure: str) -> str:
-    ours, base = (_by_seed(rows, name, measure) for name in (method, "seqkd"))
+    control = ELSEWHERE if method == "gad-prefix" else "seqkd"
+    ours, base = (_by_seed(rows, name, measure) for name in (method, control))
     return _interval([ours[seed] - base[seed] for seed in sorted(ours)])
 
 
@@ -108,7 +120,7 @@ def _interval(values: Sequence[float]) -> str:
 
 def real_table(metrics: Sequence[str] = REAL) -> str:
     """Return SmolLM2's rows at temperature 1, and those at the teacher's own temperature under their own names."""
-    rows = read_results("smollm2")["rows"]
+    rows = world_rows("smollm2")
     named = [r | {"method": r["method"] + ("" if r["metrics"]["temperature"] == 1.0 or r["method"] == "teacher" else " at T 0.7")} for r in rows]  # fmt: skip
     return table(named, metrics)
 
@@ -116,6 +128,53 @@ def real_table(metrics: Sequence[str] = REAL) -> str:
 def letters_table() -> str:
     """Return the letters language's rows at temperature 1."""
     return table(read_results("toy_letters")["rows"], LETTERS, 1.0)
+
+
+def late_table() -> str:
+    """Return both methods from saturated SeqKD on seeds that came later, and what the game gains along both frontiers."""
+    rows = read_results("toy_letters_late")["rows"]
+    gains = [_interval(frontier_gains(rows, "gad-after-seqkd", axis, "seqkd-longer")) for axis in ("entropy", "modes")]
+    lines = ["| method | against | at equal entropy (95%) | at equal modes (95%) |", "|---|---|---|---|"]
+    return "\n".join(
+        [table(rows, LETTERS, 1.0), "", *lines, f"| gad-after-seqkd | seqkd-longer | {' | '.join(gains)} |"]
+    )
+
+
+def gap_table() -> str:
+    """Return the rows of the world with a capacity gap, a line a method and sampling temperature."""
+    named = [
+        r | {"method": f"{r['method']} at T {r['metrics']['temperature']:g}"}
+        for r in read_results("smollm2_gap")["rows"]
+    ]
+    return table(named, GAP)
+
+
+def gap_differences() -> str:
+    """Return a line a game of that world: KL(S‖T) less that of SeqKD where both curves over temperature have one KL(T‖S)."""
+    rows = read_results("smollm2_gap")["rows"]
+    lines = [
+        "| method | against | KL(S‖T) at equal KL(T‖S), nats (95%) | KL(S‖T) at equal entropy, nats (95%) |",
+        "|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        if method.startswith("gad"):
+            cells = [_interval(frontier_gains(rows, method, axis, "seqkd-best", "kl_student_teacher")) for axis in ("kl_teacher_student", "sequence_entropy")]  # fmt: skip
+            lines.append(f"| {method} | seqkd-best | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_gap() -> Figure:
+    """Both divergences in the world with a capacity gap, a curve a method over sampling temperature; low and left is better."""
+    rows = read_results("smollm2_gap")["rows"]
+    seeds, curves = len({r["seed"] for r in rows}), {}
+    for method in dict.fromkeys(r["method"] for r in rows):
+        every = sorted({r["metrics"]["temperature"] for r in select(rows, method)})
+        means = {t: [mean_std(select(rows, method, t), f"kl_{way}")[0] for way in ("teacher_student", "student_teacher")] for t in every}  # fmt: skip
+        tokens = mean_std(select(rows, method, 1.0), "mean_length")[0]
+        curves[f"{method}, {tokens:.0f} tokens at T 1"] = [
+            (x, y, t) for t, (x, y) in means.items() if len(select(rows, method, t)) == seeds
+        ]
+    return plot_frontier(curves, "KL(teacher‖student), nats: what is missed", "KL(student‖teacher), nats: what is wrong", "SmolLM2 with 24 of its 30 layers (teacher: 23 tokens); small numbers are temperatures")  # fmt: skip
 
 
 def completions_sampled(world: str, method: str) -> int:
@@ -128,7 +187,7 @@ def completions_sampled(world: str, method: str) -> int:
     batch, head = config.warmup_batch_size, config.replace(**toy_letters.HEAD) if letters else config
     orpo, rounds = (toy_letters.ORPO, toy_letters.DIAL_ROUNDS) if letters else (smollm2.ORPO, smollm2.DIAL)
     counts: dict[str, Callable[[], int]] = {
-        **dict.fromkeys(("teacher", "base", "seqkd", "seqkd-best", "seqkd-equal-cpu", "seqkd-longer", "seqkd-cheating"), lambda: 0),
+        **dict.fromkeys(("teacher", "base", "seqkd", "seqkd-best", "seqkd-equal-cpu", "seqkd-longer", "seqkd-cheating", ELSEWHERE), lambda: 0),
         **dict.fromkeys(("soda", "seqkd-on-surrogate"), lambda: rows),
         **dict.fromkeys(("gad-sequence", "gad-prefix", "frozen-sequence"), lambda: _played(head)),
         **dict.fromkeys((f"{who}-implicit{how}" for who in ("gad", "frozen") for how in ("", "-sft", "-small", "-fast")), lambda: _played(config)),
@@ -156,7 +215,7 @@ def with_sampled(world: str, markdown: str) -> str:
 def draw() -> Figure:
     """Both divergences of every method on both worlds; low and left is better. Hollow: sampled at the teacher's temperature."""
     figure = Figure(figsize=(11, 7), layout="constrained")
-    worlds = {name: read_results(name)["rows"] for name in ("toy_letters", "smollm2")}
+    worlds = {name: world_rows(name) for name in ("toy_letters", "smollm2")}
     every = list(dict.fromkeys(method for rows in worlds.values() for method in _methods(rows)))
     for i, ((name, rows), title) in enumerate(zip(worlds.items(), ("Letters language", "SmolLM2-135M"), strict=True)):
         axes = figure.add_subplot(1, 2, i + 1)

@@ -245,7 +245,12 @@ def main() -> None:
     torch.set_num_threads(1)
     config = PRESETS["smollm2-135m"]
     done: list[Row] = []
-    command = f"python benchmarks/smollm2.py --split {args.split} --seeds {' '.join(map(str, args.seeds))}"
+    part = (
+        ""
+        if args.methods == list(METHODS)
+        else f" --methods {' '.join(args.methods)}{' --keep-start' * args.keep_start}"
+    )
+    command = f"python benchmarks/smollm2.py --split {args.split}{part} --seeds {' '.join(map(str, args.seeds))}"
     for seed in args.seeds:
         for rows in run_seed(seed, args.split, config, args.methods, keep_start=args.keep_start):
             write_results(args.name, command, done + rows, dataclasses.asdict(config))

@@ -1,6 +1,6 @@
-"""Write the tables of README.md and of docs/, and three figures, from benchmarks/results/: no number in them was typed.
+"""Write the tables of README.md and of docs/, and four figures, from benchmarks/results/: no number in them was typed.
 
-python benchmarks/tables.py            # rewrite the pages, and frontier.png, bakeoff.png and growth.png in benchmarks/results/
+python benchmarks/tables.py            # rewrite the pages, and frontier.png, bakeoff.png, gap.png and growth.png in benchmarks/results/
 python benchmarks/tables.py --check    # exit 1 if a page and the results disagree
 """
 
@@ -66,7 +66,9 @@ def render() -> dict[Path, dict[str, str]]:
         "toy-1d": _source(one, over_seeds) + table(one["rows"], ONE_DIMENSION),
         "toy-letters": _source(letters, over_seeds) + table(letters["rows"], LETTERS, 1.0),
         "frontier": frontier_table(letters["rows"]),
-        "smollm2": _source(real, over_seeds) + bakeoff.real_table(REAL),
+        "smollm2": _source(real, over_seeds)
+        + _source(read_results("smollm2_prefix"), "the same")
+        + bakeoff.real_table(REAL),
     }
     large = {
         "vs-trl": _source(trl, "mean ± standard deviation over repeats, numbered as seeds")
@@ -116,9 +118,14 @@ def _bakeoff() -> dict[str, str]:
         "bakeoff-letters": bakeoff.with_sampled("toy_letters", bakeoff.letters_table()),
         "bakeoff-frontier": bakeoff.against_seqkd(),
         "bakeoff-letters-winners": bakeoff.winners("toy_letters"),
+        "bakeoff-late": _source(read_results("toy_letters_late"), "mean ± standard deviation over seeds")
+        + bakeoff.late_table(),
         "bakeoff-smollm2": bakeoff.with_sampled("smollm2", bakeoff.real_table()),
         "bakeoff-smollm2-seqkd": bakeoff.real_differences(),
         "bakeoff-smollm2-winners": bakeoff.winners("smollm2"),
+        "bakeoff-gap": _source(read_results("smollm2_gap"), "mean ± standard deviation over seeds")
+        + bakeoff.gap_table(),
+        "bakeoff-gap-seqkd": bakeoff.gap_differences(),
     }
 
 
@@ -203,6 +210,7 @@ def main() -> int:
         page.write_text(text, encoding="utf-8")
     draw()
     bakeoff.draw().savefig(FOLDER / "bakeoff.png", dpi=110)
+    bakeoff.draw_gap().savefig(FOLDER / "gap.png", dpi=110)
     growth.draw(read_results("growth")["rows"]).savefig(FOLDER / "growth.png", dpi=110)
     return 0
 
