@@ -56,8 +56,9 @@ def distill(
     """
     alone_or_first = parallel.start().rank == 0
     config = settled(config)  # what is written down must mean the same on the machine that goes on
-    if alone_or_first:
-        check_output_dir(config.output_dir, resume=resume)  # also before models load: that takes minutes
+    if alone_or_first and os.path.isdir(config.output_dir):  # False, not an error, for a name that cannot be
+        with lock(config.output_dir):
+            check_output_dir(config.output_dir, resume=resume)  # also before models load: that takes minutes
     train, heldout = _datasets(config, data, eval_data, aloud=alone_or_first)
     with loading(config.student):
         student = Student.load(config, tokenizer=tokenizer)
