@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import smollm2
+import smollm2_gap
 import toy_letters
 from claims import interval
 from frontier import FRONTIER_BASE, frontier_gains
@@ -92,9 +93,14 @@ def against_seqkd() -> str:
     for method in _methods(rows):
         base = "seqkd-longer" if method == "gad-after-seqkd" else FRONTIER_BASE
         if method not in (base, FRONTIER_BASE):
-            gains = [frontier_gains(rows, method, axis, base) for axis in ("entropy", "modes")]
-            lines.append(f"| {method} | {base} | " + " | ".join(_interval(g) for g in gains) + " |")
+            lines.append(_gains_line(rows, method, base, ("entropy", "modes")))
     return "\n".join(lines)
+
+
+def _gains_line(rows: Sequence[Row], method: str, base: str, axes: Sequence[str], quality: str = "validity") -> str:
+    """What a method gains on `base` in that quality at equal values of each axis."""
+    gains = [_interval(frontier_gains(rows, method, axis, base, quality)) for axis in axes]
+    return f"| {method} | {base} | {' | '.join(gains)} |"
 
 
 def real_differences() -> str:
@@ -133,11 +139,9 @@ def letters_table() -> str:
 def late_table() -> str:
     """Return both methods from saturated SeqKD on seeds that came later, and what the game gains along both frontiers."""
     rows = read_results("toy_letters_late")["rows"]
-    gains = [_interval(frontier_gains(rows, "gad-after-seqkd", axis, "seqkd-longer")) for axis in ("entropy", "modes")]
-    lines = ["| method | against | at equal entropy (95%) | at equal modes (95%) |", "|---|---|---|---|"]
-    return "\n".join(
-        [table(rows, LETTERS, 1.0), "", *lines, f"| gad-after-seqkd | seqkd-longer | {' | '.join(gains)} |"]
-    )
+    head = "| method | against | at equal entropy (95%) | at equal modes (95%) |\n|---|---|---|---|"
+    gains = _gains_line(rows, "gad-after-seqkd", "seqkd-longer", ("entropy", "modes"))
+    return "\n".join([table(rows, LETTERS, 1.0), "", head, gains])
 
 
 def gap_table() -> str:
@@ -158,8 +162,8 @@ def gap_differences() -> str:
     ]
     for method in dict.fromkeys(r["method"] for r in rows):
         if method.startswith("gad"):
-            cells = [_interval(frontier_gains(rows, method, axis, "seqkd-best", "kl_student_teacher")) for axis in ("kl_teacher_student", "sequence_entropy")]  # fmt: skip
-            lines.append(f"| {method} | seqkd-best | {' | '.join(cells)} |")
+            axes = ("kl_teacher_student", "sequence_entropy")
+            lines.append(_gains_line(rows, method, "seqkd-best", axes, "kl_student_teacher"))
     return "\n".join(lines)
 
 
@@ -174,7 +178,10 @@ def draw_gap() -> Figure:
         curves[f"{method}, {tokens:.0f} tokens at T 1"] = [
             (x, y, t) for t, (x, y) in means.items() if len(select(rows, method, t)) == seeds
         ]
-    return plot_frontier(curves, "KL(teacher‖student), nats: what is missed", "KL(student‖teacher), nats: what is wrong", "SmolLM2 with 24 of its 30 layers (teacher: 23 tokens); small numbers are temperatures")  # fmt: skip
+    theirs = mean_std(rows, "teacher_mean_length")[0]
+    layers = smollm2_gap.WORLDS[rows[0]["world"]].layers
+    title = f"SmolLM2 with {layers} of its {smollm2_gap.ALL_LAYERS} layers (teacher: {theirs:.0f} tokens); small numbers are temperatures"
+    return plot_frontier(curves, "KL(teacher‖student), nats: what is missed", "KL(student‖teacher), nats: what is wrong", title)  # fmt: skip
 
 
 def completions_sampled(world: str, method: str) -> int:

@@ -24,7 +24,7 @@ def frontier_table(rows: Sequence[Row]) -> str:
 def frontier_gains(
     rows: Sequence[Row], method: str, axis: str, base: str = FRONTIER_BASE, quality: str = "validity"
 ) -> list[float]:
-    """Validity of a method less that of `base`, mean over the overlap of their two curves: a value a seed, where there is one."""
+    """Validity, or another quality, of a method less that of `base`, mean over the overlap of their two curves: a value a seed, where there is one."""
     gains = []
     for seed in sorted({r["seed"] for r in select(rows, method)}):
         ours, theirs = (_curve(rows, name, seed, axis, quality) for name in (method, base))

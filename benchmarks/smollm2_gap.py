@@ -169,7 +169,7 @@ def run(folder: Path, world: str, seeds: list[int], kinds: list[str], split: str
     """Run SeqKD and every game with each seed, and write what there is after each of them."""
     chosen = {kind: folder / f"rates-{world}-{kind}.json" for kind in kinds}
     scales = {kind: json.loads(path.read_text()) if path.exists() else 1.0 for kind, path in chosen.items()}
-    command = f"python benchmarks/smollm2_gap.py run --world {world} --kinds {' '.join(kinds)} --seeds {' '.join(map(str, seeds))}"
+    command = f"python benchmarks/smollm2_gap.py run --folder world --world {world} --kinds {' '.join(kinds)} --seeds {' '.join(map(str, seeds))}"
     settings, done = WORLDS[world].settings | {"rate_scales": scales}, []
     for seed in seeds:
         bench = make_bench(folder, world, seed, split)
@@ -195,7 +195,10 @@ def choose(folder: Path, name: str, kinds: list[str], steps: int) -> None:
         print(f"{name}, {kind}: {found} -> {best}", flush=True)
         (folder / f"rates-{name}-{kind}.json").write_text(json.dumps(best))
     write_results(
-        f"{name}_choose", f"python benchmarks/smollm2_gap.py choose --world {name}", bench.rows, WORLDS[name].settings
+        f"{name}_choose",
+        f"python benchmarks/smollm2_gap.py choose --folder world --world {name}",
+        bench.rows,
+        WORLDS[name].settings,
     )
 
 

@@ -25,7 +25,7 @@ def benchmarks(monkeypatch):
     import toy_letters
 
     yield bakeoff, toy_letters, smollm2
-    for name in ("bakeoff", "claims", "frontier", "results", "smollm2", "toy_letters"):
+    for name in ("bakeoff", "claims", "frontier", "results", "smollm2", "smollm2_gap", "toy_letters"):
         sys.modules.pop(name, None)
 
 
